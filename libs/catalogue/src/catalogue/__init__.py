@@ -1,0 +1,1 @@
+"""Reviewed data on providers and models: capabilities, limits, defaults."""

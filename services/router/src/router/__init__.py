@@ -1,0 +1,1 @@
+"""Runs AI operations on providers with the key that the owner brought."""
