@@ -11,10 +11,14 @@ PACKAGES := libs/protogen libs/servicekit libs/client libs/catalogue libs/testki
 
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup lock
+# What the contract must not break: the image of the last release.
+RELEASE := $(shell sed -n 's/^version = "\(.*\)"/\1/p' libs/protogen/pyproject.toml)
+IMAGE   := $(lastword $(shell ls protos/image/*.binpb 2>/dev/null | sort -V))
+
+.PHONY: help setup lock fmt lint type imports protos protos-check protos-release manifests test chaos check clean
 
 help: ## List the targets.
-	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## Make .venv from the lock; fast the second time.
 
@@ -31,3 +35,47 @@ $(STAMP): requirements-dev.txt $(addsuffix /pyproject.toml,$(PACKAGES))
 lock: $(STAMP) ## Lock the dependencies again, with hashes.
 	$(BIN)/uv pip compile -q --upgrade --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links requirements.in -o requirements.txt
 	$(BIN)/uv pip compile -q --upgrade --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-emit-package grpc-stubs -c requirements.txt requirements-dev.in -o requirements-dev.txt
+
+fmt: $(STAMP) ## Format Python and protos, and mend what can be mended.
+	$(BIN)/ruff check -q --fix-only .
+	$(BIN)/ruff format -q .
+	$(BIN)/buf format -w protos
+
+lint: $(STAMP) ## Check format, lint and spelling.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/codespell
+
+type: $(STAMP) ## Check types, strictly, over everything.
+	$(BIN)/mypy .
+
+imports: $(STAMP) ## Check that layers and services keep apart.
+	$(BIN)/lint-imports --no-logo
+
+protos: $(STAMP) ## Generate the stubs in libs/protogen from protos/.
+	$(BIN)/python protos/generate.py write
+
+protos-check: $(STAMP) ## Check the contract: style, format, stubs without drift, nothing broken since the last release.
+	$(BIN)/python protos/generate.py check
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code protos
+	@test -n "$(IMAGE)" || { echo "protos: no image of a release in protos/image; make protos-release writes one"; exit 1; }
+	$(BIN)/buf breaking protos --against $(IMAGE)
+
+protos-release: $(STAMP) ## Write the image of this release, which later contracts must not break.
+	@mkdir -p protos/image
+	$(BIN)/buf build protos --exclude-source-info -o protos/image/$(RELEASE).binpb
+
+manifests: $(STAMP) ## Render the Kubernetes manifests and validate them, without kubectl.
+	$(BIN)/python deploy/kubernetes/manifests.py
+
+test: $(STAMP) ## Run every test.
+	$(BIN)/pytest -q
+
+chaos: $(STAMP) ## Run only what kills, stalls and loses real processes.
+	$(BIN)/pytest -q tests/chaos
+
+check: lint type imports protos-check manifests test ## All that CI asks.
+
+clean: ## Remove the environment and what builds left.
+	rm -rf $(VENV) .cache .run build dist
