@@ -1,0 +1,1 @@
+"""Embedded Postgres and Redis, throw-away CA, fakes of ports, provider simulator."""

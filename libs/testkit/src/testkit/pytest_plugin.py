@@ -1,0 +1,106 @@
+"""Fixtures that every test of the suite may ask for.
+
+Register with `pytest_plugins = ["testkit.pytest_plugin"]` in the root conftest. Servers start when the first test asks
+for one and are shared by the session; databases are per test.
+"""
+
+import shutil
+import tempfile
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis.asyncio
+
+from testkit.fake_clock import FakeClock
+from testkit.pki import ThrowawayCa
+from testkit.ports import free_port
+from testkit.postgres import EmbeddedPostgres, create_database, drop_database, dsn_of_database
+from testkit.redis import EmbeddedRedis
+from testkit.settings import TestkitSettings
+
+
+@pytest.fixture(scope="session")
+def testkit_dir() -> Iterator[Path]:
+    """Return a folder of this session's own, removed at its end."""
+    directory = Path(tempfile.mkdtemp(prefix="byok-test-"))
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres_server(testkit_dir: Path) -> Iterator[str]:
+    """Return the DSN of a server on which databases may be created, the one in BYOK_TEST_POSTGRES_DSN if set."""
+    given = TestkitSettings().postgres_dsn
+    if given is not None:
+        yield given
+        return
+    server = EmbeddedPostgres(testkit_dir / "postgres")
+    server.start()
+    yield server.dsn()
+    server.destroy()
+
+
+@pytest.fixture
+async def postgres_database(postgres_server: str) -> AsyncIterator[str]:
+    """Return the DSN of an empty database for this test alone."""
+    name = f"test_{uuid.uuid4().hex}"
+    await create_database(postgres_server, name)
+    yield dsn_of_database(postgres_server, name)
+    await drop_database(postgres_server, name)
+
+
+@pytest.fixture
+async def make_postgres_database(postgres_server: str) -> AsyncIterator[Callable[..., object]]:
+    """Return a coroutine function that makes databases, `template=` naming one to copy, dropped after the test."""
+    made: list[str] = []
+
+    async def make(*, template: str | None = None) -> str:
+        name = f"test_{uuid.uuid4().hex}"
+        await create_database(postgres_server, name, template=template)
+        made.append(name)
+        return dsn_of_database(postgres_server, name)
+
+    yield make
+    for name in made:
+        await drop_database(postgres_server, name)
+
+
+@pytest.fixture(scope="session")
+def redis_server(testkit_dir: Path) -> Iterator[str]:
+    """Return the URL of a server that may be flushed, the one in BYOK_TEST_REDIS_URL if set."""
+    given = TestkitSettings().redis_url
+    if given is not None:
+        yield given
+        return
+    server = EmbeddedRedis(testkit_dir / "redis")
+    server.start()
+    yield server.url
+    server.destroy()
+
+
+@pytest.fixture
+async def redis_database(redis_server: str) -> str:
+    """Return the URL of the session's server, emptied."""
+    async with redis.asyncio.from_url(redis_server) as client:
+        await client.flushall()
+    return redis_server
+
+
+@pytest.fixture(scope="session")
+def throwaway_ca(testkit_dir: Path) -> ThrowawayCa:
+    """Return a certificate authority for this session."""
+    return ThrowawayCa(testkit_dir / "ca")
+
+
+@pytest.fixture
+def fake_clock() -> FakeClock:
+    """Return a clock that moves only when told to."""
+    return FakeClock()
+
+
+@pytest.fixture
+def make_free_port() -> Callable[[], int]:
+    """Return the function that finds a free TCP port."""
+    return free_port

@@ -1,0 +1,15 @@
+"""What a developer may set for the embedded stack."""
+
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class TestkitSettings(BaseSettings):
+    """Servers to use in place of the embedded ones."""
+
+    __test__ = False
+    model_config = SettingsConfigDict(env_prefix="BYOK_TEST_", frozen=True, extra="ignore")
+
+    # A server on which databases may be created and dropped freely, e.g. postgresql://postgres@localhost/postgres.
+    postgres_dsn: str | None = None
+    # A server that may be flushed freely, e.g. redis://localhost:6379.
+    redis_url: str | None = None
