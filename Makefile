@@ -9,6 +9,11 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 PACKAGES := libs/protogen libs/servicekit libs/client libs/catalogue libs/testkit services/keyvault services/router services/metering
 
+SERVICES := keyvault router metering
+# What an image holds beside a service's own lock; built from this tree, so never locked.
+OWN     := byok-catalogue byok-protogen byok-servicekit
+COMPILE := $(BIN)/uv pip compile -q --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links
+
 export PYTHONDONTWRITEBYTECODE := 1
 
 # What the contract must not break: the image of the last release.
@@ -33,8 +38,10 @@ $(STAMP): requirements-dev.txt $(addsuffix /pyproject.toml,$(PACKAGES))
 	@touch $@
 
 lock: $(STAMP) ## Lock the dependencies again, with hashes.
-	$(BIN)/uv pip compile -q --upgrade --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links requirements.in -o requirements.txt
-	$(BIN)/uv pip compile -q --upgrade --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-emit-package grpc-stubs -c requirements.txt requirements-dev.in -o requirements-dev.txt
+	$(COMPILE) --upgrade requirements.in -o requirements.txt
+	$(COMPILE) --upgrade --no-emit-package grpc-stubs -c requirements.txt requirements-dev.in -o requirements-dev.txt
+	$(COMPILE) --upgrade -c requirements-dev.txt requirements-build.in -o requirements-build.txt
+	for service in $(SERVICES); do $(COMPILE) --upgrade $(addprefix --no-emit-package ,$(OWN)) -c requirements.txt services/$$service/pyproject.toml -o services/$$service/requirements.txt; done
 
 fmt: $(STAMP) ## Format Python and protos, and mend what can be mended.
 	$(BIN)/ruff check -q --fix-only .

@@ -1,0 +1,1 @@
+"""Generated from the protos of byok.keyvault.v1; never edited."""

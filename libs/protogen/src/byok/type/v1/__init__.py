@@ -1,0 +1,1 @@
+"""Generated from the protos of byok.type.v1; never edited."""

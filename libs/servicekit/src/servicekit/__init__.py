@@ -1,0 +1,1 @@
+"""What every BYOK service shares: server, identity, errors, coalescer, telemetry."""

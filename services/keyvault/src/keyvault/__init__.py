@@ -1,0 +1,1 @@
+"""Custody of provider keys: the only service that can reach the KEK."""

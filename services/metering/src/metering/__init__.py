@@ -1,0 +1,1 @@
+"""Accounts, policy, admission through Redis, and the ledger in Postgres."""
