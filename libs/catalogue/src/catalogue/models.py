@@ -82,7 +82,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """A frozen record whose data file may hold no unknown field."""
 
 
-class Viability(Record):
+class Viability(Record, frozen=True, kw_only=True):
     """What an operation needs from one model to give a usable answer.
 
     Attributes:
@@ -96,7 +96,7 @@ class Viability(Record):
     effort: Effort | None = None
 
 
-class EmbeddingFacts(Record):
+class EmbeddingFacts(Record, frozen=True, kw_only=True):
     """What is known of an embedding model.
 
     Attributes:
@@ -118,7 +118,7 @@ class EmbeddingFacts(Record):
     batch_tokens_max: int | None = None
 
 
-class Model(Record):
+class Model(Record, frozen=True, kw_only=True):
     """A model at one provider.
 
     Attributes:
@@ -139,6 +139,8 @@ class Model(Record):
         system_role: Under which role it takes instructions.
         embedding: Set for embedding models.
         viability: What an operation needs where it differs from the operation's usual needs.
+        image: The name of the rule that bounds an image's tokens.
+        retire_date: The day on which the vendor has said that it ends, as ``YYYY-MM-DD``.
         is_reviewed: Whether the row is the catalogue's own; otherwise an owner declared it.
         sources: Where the facts were read.
     """
@@ -156,15 +158,17 @@ class Model(Record):
     thinks: bool = False
     efforts: tuple[Effort, ...] = ()
     takes_temperature: bool = True
-    token_limit_parameter: str = "max_tokens"
+    token_limit_parameter: str = "max_tokens"  # noqa: S105 - the name of a field, not a secret
     system_role: SystemRole = SystemRole.SYSTEM
     embedding: EmbeddingFacts | None = None
     viability: dict[Operation, Viability] = {}
+    image: str = "unknown"
+    retire_date: str = ""
     is_reviewed: bool = True
     sources: tuple[str, ...] = ()
 
 
-class Declared(Record):
+class Declared(Record, frozen=True, kw_only=True):
     """What an owner says of a model that the catalogue does not know.
 
     Attributes:
@@ -186,7 +190,7 @@ class Declared(Record):
     embedding_space_model: str = ""
 
 
-class KeyPattern(Record):
+class KeyPattern(Record, frozen=True, kw_only=True):
     """The shape of a vendor's keys.
 
     Attributes:
@@ -198,14 +202,14 @@ class KeyPattern(Record):
     is_distinctive: bool = True
 
 
-class AuthHeader(Record):
+class AuthHeader(Record, frozen=True, kw_only=True):
     """The header that carries a key: ``header: <prefix><key>``."""
 
     header: str
     prefix: str = ""
 
 
-class Provider(Record):
+class Provider(Record, frozen=True, kw_only=True):
     """A provider.
 
     Attributes:
@@ -235,7 +239,7 @@ class Provider(Record):
     sources: tuple[str, ...] = ()
 
 
-class Requirement(Record):
+class Requirement(Record, frozen=True, kw_only=True):
     """What an operation asks of a model (spec 8.3).
 
     Attributes:
@@ -245,7 +249,8 @@ class Requirement(Record):
         strong_reasoning: Whether the model must reason well.
         context_tokens_min: The least context window.
         embedding_dimensions: The size of vectors that it must be able to give.
-        viability: What it usually needs to give a usable answer.
+        viability: What a model usually needs to give a usable answer; ``None`` where there is no output.
+        thinking_viability: The same for models that think before they answer.
     """
 
     kind: ModelKind
@@ -255,9 +260,69 @@ class Requirement(Record):
     context_tokens_min: int = 0
     embedding_dimensions: int | None = None
     viability: Viability | None = None
+    thinking_viability: Viability | None = None
 
 
-class EmbeddingSpace(Record):
+class KeyShape(Record, frozen=True, kw_only=True):
+    """A vendor whose keys can be told by their shape."""
+
+    vendor: str
+    name: str
+    pattern: str
+
+
+class ImageKind(StrEnum):
+    """How a vendor counts an image."""
+
+    AREA = "area"
+    """One token for so many pixels."""
+
+    TILES = "tiles"
+    """Tiles of 512 pixels, after the shorter side was scaled to 768."""
+
+    PATCHES = "patches"
+    """Patches of a fixed size."""
+
+
+class ImageRule(Record, frozen=True, kw_only=True):
+    """A bound of an image's tokens from its pixels.
+
+    Attributes:
+        kind: How the vendor counts.
+        base: Tokens of any image.
+        each: Tokens of one unit (a token's worth of area, a tile, a patch); a fraction is rounded up at the end.
+        unit_px: Pixels of a unit: its area for AREA, its side for PATCHES.
+        units_max: The most units that the vendor makes of one image; ``None`` when it names no limit.
+    """
+
+    kind: ImageKind
+    base: int = 0
+    each: float = 1.0
+    unit_px: int = 512
+    units_max: int | None = None
+
+
+class Overhead(Record, frozen=True, kw_only=True):
+    """Input tokens that a vendor adds to what the request's bytes can hold.
+
+    Attributes:
+        provider: The provider's slug, or ``*``.
+        model_prefix: The beginning of the model's id, or empty for all models.
+        base: Added to every call.
+        tools: Added when client tools are declared.
+        schema: Added when an answer is held to a schema.
+        each_message: Added for every message.
+    """
+
+    provider: str
+    model_prefix: str = ""
+    base: int = 0
+    tools: int = 0
+    schema: int = 0
+    each_message: int = 0
+
+
+class EmbeddingSpace(Record, frozen=True, kw_only=True):
     """Vectors that may be compared with one another."""
 
     maker: str
@@ -283,7 +348,7 @@ class UnsupportedReason(StrEnum):
     DIMENSIONS_UNAVAILABLE = "dimensions_unavailable"
 
 
-class Unsupported(Record):
+class Unsupported(Record, frozen=True, kw_only=True):
     """A reason with a sentence for the owner that names the remedy."""
 
     reason: UnsupportedReason

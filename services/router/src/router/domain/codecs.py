@@ -5,14 +5,15 @@ The codecs themselves live in ``router.providers``; use cases and transports kno
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from router.domain.completions import ChatCall, Completion, Delta
-from router.domain.embeddings import EmbedCall, EmbeddingResult
-from router.domain.errors import ProviderError
-from router.domain.routes import Route
-from router.domain.usage import Usage
-from router.domain.wire import WireRequest, WireResponse
+if TYPE_CHECKING:
+    from router.domain.completions import ChatCall, Completion, Delta
+    from router.domain.embeddings import EmbedCall, EmbeddingResult
+    from router.domain.errors import ProviderError
+    from router.domain.routes import Route
+    from router.domain.usage import Usage
+    from router.domain.wire import WireRequest, WireResponse
 
 
 class StreamDecoder(Protocol):

@@ -12,7 +12,6 @@ from enum import StrEnum
 from typing import TypeAlias
 
 from catalogue.models import Effort
-
 from router.domain.usage import Usage
 
 

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from router.domain.usage import Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_UNIT_TOLERANCE: Final = 1e-6
 
 Vector: TypeAlias = "array[float]"
 """Single-precision numbers, as the vendors compute them."""
@@ -60,6 +64,6 @@ def l2_normalized(values: Iterable[float]) -> Vector:
         message = "a vector of length zero or infinity has no direction"
         raise ValueError(message)
     # Vendors already answer unit vectors; scaling those again would only add rounding noise.
-    if abs(length - 1.0) < 1e-6:
+    if abs(length - 1.0) < _UNIT_TOLERANCE:
         return vector
     return array("f", (value / length for value in vector))

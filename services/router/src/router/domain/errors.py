@@ -7,13 +7,15 @@ keys in their messages.
 
 from __future__ import annotations
 
-from datetime import timedelta
 from enum import StrEnum
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from servicekit.errors import DomainError
 
-from router.domain.usage import Usage
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+    from router.domain.usage import Usage
 
 
 class KeyState(StrEnum):
