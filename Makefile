@@ -74,7 +74,7 @@ protos-release: $(STAMP) ## Write the image of this release, which later contrac
 	$(BIN)/buf build protos --exclude-source-info -o protos/image/$(RELEASE).binpb
 
 manifests: $(STAMP) ## Render the Kubernetes manifests and validate them, without kubectl.
-	$(BIN)/python deploy/kubernetes/manifests.py
+	$(BIN)/python -m deploy.kubernetes.manifests
 
 test: $(STAMP) ## Run every test.
 	$(BIN)/pytest -q
