@@ -46,7 +46,7 @@ def compile_stubs(target: Path) -> None:
     services = [path for path in messages if path.stem.endswith("_service")]
     run_compiler([f"--python_out={target}", f"--mypy_out=quiet:{target}"], messages)
     # Every caller and server of the suite runs on grpc.aio; typing both worlds would let a blocking call pass.
-    run_compiler([f"--grpc_python_out={target}", f"--mypy_grpc_out=quiet,async_only:{target}"], services)
+    run_compiler([f"--grpc_python_out={target}", f"--mypy_grpc_out=quiet,only_async:{target}"], services)
     write_packages(target)
 
 

@@ -7,21 +7,7 @@ from byok.keyvault.v1 import key_service_pb2 as _key_service_pb2
 from collections import abc as _abc
 from grpc import aio as _aio
 import abc as _abc_1
-import grpc as _grpc
-import sys
-import typing as _typing
 
-if sys.version_info >= (3, 11):
-    from typing import Self as _Self
-else:
-    from typing_extensions import Self as _Self
-
-_T = _typing.TypeVar("_T")
-
-class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
-
-class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
-    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -31,93 +17,43 @@ class KeyServiceStub:
     Roles: `edge`, `operator`; BindAgent: `metering`.
     """
 
-    @_typing.overload
-    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
-    @_typing.overload
-    def __new__(cls, channel: _aio.Channel) -> KeyServiceAsyncStub: ...
-    CreateKey: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.CreateKeyRequest, _key_service_pb2.CreateKeyResponse]
-    """Stores a key, sealed. Idempotent by `request_id`: the same body gets the
-    same key. The key starts as PENDING_VALIDATION.
-    Errors: INVALID_ARGUMENT, REQUEST_ID_REUSED, AGENT_NOT_FOUND,
-    SEALED_SECRET_INVALID, AUDIT_UNAVAILABLE, KEK_UNAVAILABLE.
-    """
-    GetKey: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.GetKeyRequest, _key_service_pb2.GetKeyResponse]
-    """Reads a key. No side effects. Errors: PROVIDER_KEY_NOT_FOUND."""
-    ListKeys: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.ListKeysRequest, _key_service_pb2.ListKeysResponse]
-    """Lists the keys of the principal, newest last. No side effects.
-    Errors: INVALID_ARGUMENT.
-    """
-    UpdateKey: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.UpdateKeyRequest, _key_service_pb2.UpdateKeyResponse]
-    """Changes label, priority, mapping or custody. Idempotent by `request_id`.
-    Cached leases of the key end within the revocation bound.
-    Errors: INVALID_ARGUMENT, REQUEST_ID_REUSED, PROVIDER_KEY_NOT_FOUND,
-    PROVIDER_KEY_REVOKED, ETAG_MISMATCH, AUDIT_UNAVAILABLE.
-    """
-    ReplaceKeySecret: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.ReplaceKeySecretRequest, _key_service_pb2.ReplaceKeySecretResponse]
-    """Puts another secret, and if given another base URL, in the place of the
-    old one. The version counts up, the state is PENDING_VALIDATION again.
-    Idempotent by `request_id`. Errors: as CreateKey, PROVIDER_KEY_NOT_FOUND,
-    PROVIDER_KEY_REVOKED.
-    """
-    RevokeKey: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.RevokeKeyRequest, _key_service_pb2.RevokeKeyResponse]
-    """Revokes a key for good. Answers when every connected Router has
-    acknowledged or its bound has passed: after it no call starts on the key.
-    Idempotent. Errors: PROVIDER_KEY_NOT_FOUND, REQUEST_ID_REUSED,
-    AUDIT_UNAVAILABLE.
-    """
-    BindAgent: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.BindAgentRequest, _key_service_pb2.BindAgentResponse]
-    """Binds an agent to its account and owner; with `expected_account` it moves
-    the agent from there. Idempotent.
-    Errors: INVALID_ARGUMENT, AGENT_ALREADY_BOUND, AUDIT_UNAVAILABLE.
-    """
-    GetSubmissionKey: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.GetSubmissionKeyRequest, _key_service_pb2.GetSubmissionKeyResponse]
-    """The public key to which a secret may be sealed before it is sent. No side
-    effects.
-    """
-
-@_typing.type_check_only
-class KeyServiceAsyncStub(KeyServiceStub):
-    """Keys and bindings, for those who act for an owner. No answer holds a secret.
-    Roles: `edge`, `operator`; BindAgent: `metering`.
-    """
-
     def __init__(self, channel: _aio.Channel) -> None: ...
-    CreateKey: _aio.UnaryUnaryMultiCallable[_key_service_pb2.CreateKeyRequest, _key_service_pb2.CreateKeyResponse]  # type: ignore[assignment]
+    CreateKey: _aio.UnaryUnaryMultiCallable[_key_service_pb2.CreateKeyRequest, _key_service_pb2.CreateKeyResponse]
     """Stores a key, sealed. Idempotent by `request_id`: the same body gets the
     same key. The key starts as PENDING_VALIDATION.
     Errors: INVALID_ARGUMENT, REQUEST_ID_REUSED, AGENT_NOT_FOUND,
     SEALED_SECRET_INVALID, AUDIT_UNAVAILABLE, KEK_UNAVAILABLE.
     """
-    GetKey: _aio.UnaryUnaryMultiCallable[_key_service_pb2.GetKeyRequest, _key_service_pb2.GetKeyResponse]  # type: ignore[assignment]
+    GetKey: _aio.UnaryUnaryMultiCallable[_key_service_pb2.GetKeyRequest, _key_service_pb2.GetKeyResponse]
     """Reads a key. No side effects. Errors: PROVIDER_KEY_NOT_FOUND."""
-    ListKeys: _aio.UnaryUnaryMultiCallable[_key_service_pb2.ListKeysRequest, _key_service_pb2.ListKeysResponse]  # type: ignore[assignment]
+    ListKeys: _aio.UnaryUnaryMultiCallable[_key_service_pb2.ListKeysRequest, _key_service_pb2.ListKeysResponse]
     """Lists the keys of the principal, newest last. No side effects.
     Errors: INVALID_ARGUMENT.
     """
-    UpdateKey: _aio.UnaryUnaryMultiCallable[_key_service_pb2.UpdateKeyRequest, _key_service_pb2.UpdateKeyResponse]  # type: ignore[assignment]
+    UpdateKey: _aio.UnaryUnaryMultiCallable[_key_service_pb2.UpdateKeyRequest, _key_service_pb2.UpdateKeyResponse]
     """Changes label, priority, mapping or custody. Idempotent by `request_id`.
     Cached leases of the key end within the revocation bound.
     Errors: INVALID_ARGUMENT, REQUEST_ID_REUSED, PROVIDER_KEY_NOT_FOUND,
     PROVIDER_KEY_REVOKED, ETAG_MISMATCH, AUDIT_UNAVAILABLE.
     """
-    ReplaceKeySecret: _aio.UnaryUnaryMultiCallable[_key_service_pb2.ReplaceKeySecretRequest, _key_service_pb2.ReplaceKeySecretResponse]  # type: ignore[assignment]
+    ReplaceKeySecret: _aio.UnaryUnaryMultiCallable[_key_service_pb2.ReplaceKeySecretRequest, _key_service_pb2.ReplaceKeySecretResponse]
     """Puts another secret, and if given another base URL, in the place of the
     old one. The version counts up, the state is PENDING_VALIDATION again.
     Idempotent by `request_id`. Errors: as CreateKey, PROVIDER_KEY_NOT_FOUND,
     PROVIDER_KEY_REVOKED.
     """
-    RevokeKey: _aio.UnaryUnaryMultiCallable[_key_service_pb2.RevokeKeyRequest, _key_service_pb2.RevokeKeyResponse]  # type: ignore[assignment]
+    RevokeKey: _aio.UnaryUnaryMultiCallable[_key_service_pb2.RevokeKeyRequest, _key_service_pb2.RevokeKeyResponse]
     """Revokes a key for good. Answers when every connected Router has
     acknowledged or its bound has passed: after it no call starts on the key.
     Idempotent. Errors: PROVIDER_KEY_NOT_FOUND, REQUEST_ID_REUSED,
     AUDIT_UNAVAILABLE.
     """
-    BindAgent: _aio.UnaryUnaryMultiCallable[_key_service_pb2.BindAgentRequest, _key_service_pb2.BindAgentResponse]  # type: ignore[assignment]
+    BindAgent: _aio.UnaryUnaryMultiCallable[_key_service_pb2.BindAgentRequest, _key_service_pb2.BindAgentResponse]
     """Binds an agent to its account and owner; with `expected_account` it moves
     the agent from there. Idempotent.
     Errors: INVALID_ARGUMENT, AGENT_ALREADY_BOUND, AUDIT_UNAVAILABLE.
     """
-    GetSubmissionKey: _aio.UnaryUnaryMultiCallable[_key_service_pb2.GetSubmissionKeyRequest, _key_service_pb2.GetSubmissionKeyResponse]  # type: ignore[assignment]
+    GetSubmissionKey: _aio.UnaryUnaryMultiCallable[_key_service_pb2.GetSubmissionKeyRequest, _key_service_pb2.GetSubmissionKeyResponse]
     """The public key to which a secret may be sealed before it is sent. No side
     effects.
     """
@@ -131,8 +67,8 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
     def CreateKey(
         self,
         request: _key_service_pb2.CreateKeyRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_key_service_pb2.CreateKeyResponse, _abc.Awaitable[_key_service_pb2.CreateKeyResponse]]:
+        context: _aio.ServicerContext[_key_service_pb2.CreateKeyRequest, _abc.Awaitable[_key_service_pb2.CreateKeyResponse]],
+    ) -> _abc.Awaitable[_key_service_pb2.CreateKeyResponse]:
         """Stores a key, sealed. Idempotent by `request_id`: the same body gets the
         same key. The key starts as PENDING_VALIDATION.
         Errors: INVALID_ARGUMENT, REQUEST_ID_REUSED, AGENT_NOT_FOUND,
@@ -143,16 +79,16 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
     def GetKey(
         self,
         request: _key_service_pb2.GetKeyRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_key_service_pb2.GetKeyResponse, _abc.Awaitable[_key_service_pb2.GetKeyResponse]]:
+        context: _aio.ServicerContext[_key_service_pb2.GetKeyRequest, _abc.Awaitable[_key_service_pb2.GetKeyResponse]],
+    ) -> _abc.Awaitable[_key_service_pb2.GetKeyResponse]:
         """Reads a key. No side effects. Errors: PROVIDER_KEY_NOT_FOUND."""
 
     @_abc_1.abstractmethod
     def ListKeys(
         self,
         request: _key_service_pb2.ListKeysRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_key_service_pb2.ListKeysResponse, _abc.Awaitable[_key_service_pb2.ListKeysResponse]]:
+        context: _aio.ServicerContext[_key_service_pb2.ListKeysRequest, _abc.Awaitable[_key_service_pb2.ListKeysResponse]],
+    ) -> _abc.Awaitable[_key_service_pb2.ListKeysResponse]:
         """Lists the keys of the principal, newest last. No side effects.
         Errors: INVALID_ARGUMENT.
         """
@@ -161,8 +97,8 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
     def UpdateKey(
         self,
         request: _key_service_pb2.UpdateKeyRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_key_service_pb2.UpdateKeyResponse, _abc.Awaitable[_key_service_pb2.UpdateKeyResponse]]:
+        context: _aio.ServicerContext[_key_service_pb2.UpdateKeyRequest, _abc.Awaitable[_key_service_pb2.UpdateKeyResponse]],
+    ) -> _abc.Awaitable[_key_service_pb2.UpdateKeyResponse]:
         """Changes label, priority, mapping or custody. Idempotent by `request_id`.
         Cached leases of the key end within the revocation bound.
         Errors: INVALID_ARGUMENT, REQUEST_ID_REUSED, PROVIDER_KEY_NOT_FOUND,
@@ -173,8 +109,8 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
     def ReplaceKeySecret(
         self,
         request: _key_service_pb2.ReplaceKeySecretRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_key_service_pb2.ReplaceKeySecretResponse, _abc.Awaitable[_key_service_pb2.ReplaceKeySecretResponse]]:
+        context: _aio.ServicerContext[_key_service_pb2.ReplaceKeySecretRequest, _abc.Awaitable[_key_service_pb2.ReplaceKeySecretResponse]],
+    ) -> _abc.Awaitable[_key_service_pb2.ReplaceKeySecretResponse]:
         """Puts another secret, and if given another base URL, in the place of the
         old one. The version counts up, the state is PENDING_VALIDATION again.
         Idempotent by `request_id`. Errors: as CreateKey, PROVIDER_KEY_NOT_FOUND,
@@ -185,8 +121,8 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
     def RevokeKey(
         self,
         request: _key_service_pb2.RevokeKeyRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_key_service_pb2.RevokeKeyResponse, _abc.Awaitable[_key_service_pb2.RevokeKeyResponse]]:
+        context: _aio.ServicerContext[_key_service_pb2.RevokeKeyRequest, _abc.Awaitable[_key_service_pb2.RevokeKeyResponse]],
+    ) -> _abc.Awaitable[_key_service_pb2.RevokeKeyResponse]:
         """Revokes a key for good. Answers when every connected Router has
         acknowledged or its bound has passed: after it no call starts on the key.
         Idempotent. Errors: PROVIDER_KEY_NOT_FOUND, REQUEST_ID_REUSED,
@@ -197,8 +133,8 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
     def BindAgent(
         self,
         request: _key_service_pb2.BindAgentRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_key_service_pb2.BindAgentResponse, _abc.Awaitable[_key_service_pb2.BindAgentResponse]]:
+        context: _aio.ServicerContext[_key_service_pb2.BindAgentRequest, _abc.Awaitable[_key_service_pb2.BindAgentResponse]],
+    ) -> _abc.Awaitable[_key_service_pb2.BindAgentResponse]:
         """Binds an agent to its account and owner; with `expected_account` it moves
         the agent from there. Idempotent.
         Errors: INVALID_ARGUMENT, AGENT_ALREADY_BOUND, AUDIT_UNAVAILABLE.
@@ -208,10 +144,10 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
     def GetSubmissionKey(
         self,
         request: _key_service_pb2.GetSubmissionKeyRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_key_service_pb2.GetSubmissionKeyResponse, _abc.Awaitable[_key_service_pb2.GetSubmissionKeyResponse]]:
+        context: _aio.ServicerContext[_key_service_pb2.GetSubmissionKeyRequest, _abc.Awaitable[_key_service_pb2.GetSubmissionKeyResponse]],
+    ) -> _abc.Awaitable[_key_service_pb2.GetSubmissionKeyResponse]:
         """The public key to which a secret may be sealed before it is sent. No side
         effects.
         """
 
-def add_KeyServiceServicer_to_server(servicer: KeyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+def add_KeyServiceServicer_to_server(servicer: KeyServiceServicer, server: _aio.Server) -> None: ...

@@ -7,21 +7,7 @@ from byok.keyvault.v1 import lease_service_pb2 as _lease_service_pb2
 from collections import abc as _abc
 from grpc import aio as _aio
 import abc as _abc_1
-import grpc as _grpc
-import sys
-import typing as _typing
 
-if sys.version_info >= (3, 11):
-    from typing import Self as _Self
-else:
-    from typing_extensions import Self as _Self
-
-_T = _typing.TypeVar("_T")
-
-class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
-
-class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
-    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -29,39 +15,8 @@ GRPC_VERSION: str
 class LeaseServiceStub:
     """Leases of keys, for Router processes. Role: `router`."""
 
-    @_typing.overload
-    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
-    @_typing.overload
-    def __new__(cls, channel: _aio.Channel) -> LeaseServiceAsyncStub: ...
-    AcquireLeases: _grpc.UnaryUnaryMultiCallable[_lease_service_pb2.AcquireLeasesRequest, _lease_service_pb2.AcquireLeasesResponse]
-    """Leases keys, each picked by KeyVault and recorded in the audit log before
-    the answer leaves. Not idempotent: a retry is a new lease and a new entry.
-    Errors of an item: AGENT_NOT_FOUND, PROVIDER_KEY_NOT_FOUND,
-    PROVIDER_KEY_REVOKED, ENVELOPE_CORRUPT, AUTHORITY_CORRUPT,
-    KEK_UNAVAILABLE, OVERLOADED. Errors of the call: INVALID_ARGUMENT,
-    AUDIT_UNAVAILABLE, OVERLOADED.
-    """
-    ReportOutcomes: _grpc.UnaryUnaryMultiCallable[_lease_service_pb2.ReportOutcomesRequest, _lease_service_pb2.ReportOutcomesResponse]
-    """Reports how provider calls went. Moves key states and cool-downs; a late
-    report of an older key version never changes the newer one. Safe to repeat.
-    """
-    ReportValidation: _grpc.UnaryUnaryMultiCallable[_lease_service_pb2.ReportValidationRequest, _lease_service_pb2.ReportValidationResponse]
-    """Reports the result of a test call and changes the key's state before it
-    answers. Idempotent by `request_id`.
-    Errors: PROVIDER_KEY_NOT_FOUND, PROVIDER_KEY_REVOKED, AUDIT_UNAVAILABLE.
-    """
-    WatchAuthority: _grpc.StreamStreamMultiCallable[_lease_service_pb2.WatchAuthorityRequest, _lease_service_pb2.WatchAuthorityResponse]
-    """Streams every change of authority. The first request is `hello`; the first
-    response is `ready`. Resumes by index; an echo is sent only after the
-    primary was read since its ping.
-    """
-
-@_typing.type_check_only
-class LeaseServiceAsyncStub(LeaseServiceStub):
-    """Leases of keys, for Router processes. Role: `router`."""
-
     def __init__(self, channel: _aio.Channel) -> None: ...
-    AcquireLeases: _aio.UnaryUnaryMultiCallable[_lease_service_pb2.AcquireLeasesRequest, _lease_service_pb2.AcquireLeasesResponse]  # type: ignore[assignment]
+    AcquireLeases: _aio.UnaryUnaryMultiCallable[_lease_service_pb2.AcquireLeasesRequest, _lease_service_pb2.AcquireLeasesResponse]
     """Leases keys, each picked by KeyVault and recorded in the audit log before
     the answer leaves. Not idempotent: a retry is a new lease and a new entry.
     Errors of an item: AGENT_NOT_FOUND, PROVIDER_KEY_NOT_FOUND,
@@ -69,16 +24,16 @@ class LeaseServiceAsyncStub(LeaseServiceStub):
     KEK_UNAVAILABLE, OVERLOADED. Errors of the call: INVALID_ARGUMENT,
     AUDIT_UNAVAILABLE, OVERLOADED.
     """
-    ReportOutcomes: _aio.UnaryUnaryMultiCallable[_lease_service_pb2.ReportOutcomesRequest, _lease_service_pb2.ReportOutcomesResponse]  # type: ignore[assignment]
+    ReportOutcomes: _aio.UnaryUnaryMultiCallable[_lease_service_pb2.ReportOutcomesRequest, _lease_service_pb2.ReportOutcomesResponse]
     """Reports how provider calls went. Moves key states and cool-downs; a late
     report of an older key version never changes the newer one. Safe to repeat.
     """
-    ReportValidation: _aio.UnaryUnaryMultiCallable[_lease_service_pb2.ReportValidationRequest, _lease_service_pb2.ReportValidationResponse]  # type: ignore[assignment]
+    ReportValidation: _aio.UnaryUnaryMultiCallable[_lease_service_pb2.ReportValidationRequest, _lease_service_pb2.ReportValidationResponse]
     """Reports the result of a test call and changes the key's state before it
     answers. Idempotent by `request_id`.
     Errors: PROVIDER_KEY_NOT_FOUND, PROVIDER_KEY_REVOKED, AUDIT_UNAVAILABLE.
     """
-    WatchAuthority: _aio.StreamStreamMultiCallable[_lease_service_pb2.WatchAuthorityRequest, _lease_service_pb2.WatchAuthorityResponse]  # type: ignore[assignment]
+    WatchAuthority: _aio.StreamStreamMultiCallable[_lease_service_pb2.WatchAuthorityRequest, _lease_service_pb2.WatchAuthorityResponse]
     """Streams every change of authority. The first request is `hello`; the first
     response is `ready`. Resumes by index; an echo is sent only after the
     primary was read since its ping.
@@ -91,8 +46,8 @@ class LeaseServiceServicer(metaclass=_abc_1.ABCMeta):
     def AcquireLeases(
         self,
         request: _lease_service_pb2.AcquireLeasesRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_lease_service_pb2.AcquireLeasesResponse, _abc.Awaitable[_lease_service_pb2.AcquireLeasesResponse]]:
+        context: _aio.ServicerContext[_lease_service_pb2.AcquireLeasesRequest, _abc.Awaitable[_lease_service_pb2.AcquireLeasesResponse]],
+    ) -> _abc.Awaitable[_lease_service_pb2.AcquireLeasesResponse]:
         """Leases keys, each picked by KeyVault and recorded in the audit log before
         the answer leaves. Not idempotent: a retry is a new lease and a new entry.
         Errors of an item: AGENT_NOT_FOUND, PROVIDER_KEY_NOT_FOUND,
@@ -105,8 +60,8 @@ class LeaseServiceServicer(metaclass=_abc_1.ABCMeta):
     def ReportOutcomes(
         self,
         request: _lease_service_pb2.ReportOutcomesRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_lease_service_pb2.ReportOutcomesResponse, _abc.Awaitable[_lease_service_pb2.ReportOutcomesResponse]]:
+        context: _aio.ServicerContext[_lease_service_pb2.ReportOutcomesRequest, _abc.Awaitable[_lease_service_pb2.ReportOutcomesResponse]],
+    ) -> _abc.Awaitable[_lease_service_pb2.ReportOutcomesResponse]:
         """Reports how provider calls went. Moves key states and cool-downs; a late
         report of an older key version never changes the newer one. Safe to repeat.
         """
@@ -115,8 +70,8 @@ class LeaseServiceServicer(metaclass=_abc_1.ABCMeta):
     def ReportValidation(
         self,
         request: _lease_service_pb2.ReportValidationRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_lease_service_pb2.ReportValidationResponse, _abc.Awaitable[_lease_service_pb2.ReportValidationResponse]]:
+        context: _aio.ServicerContext[_lease_service_pb2.ReportValidationRequest, _abc.Awaitable[_lease_service_pb2.ReportValidationResponse]],
+    ) -> _abc.Awaitable[_lease_service_pb2.ReportValidationResponse]:
         """Reports the result of a test call and changes the key's state before it
         answers. Idempotent by `request_id`.
         Errors: PROVIDER_KEY_NOT_FOUND, PROVIDER_KEY_REVOKED, AUDIT_UNAVAILABLE.
@@ -125,12 +80,12 @@ class LeaseServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def WatchAuthority(
         self,
-        request_iterator: _MaybeAsyncIterator[_lease_service_pb2.WatchAuthorityRequest],
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_lease_service_pb2.WatchAuthorityResponse], _abc.AsyncIterator[_lease_service_pb2.WatchAuthorityResponse]]:
+        request_iterator: _abc.AsyncIterator[_lease_service_pb2.WatchAuthorityRequest],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_lease_service_pb2.WatchAuthorityRequest], _abc.AsyncIterator[_lease_service_pb2.WatchAuthorityResponse]],
+    ) -> _abc.AsyncIterator[_lease_service_pb2.WatchAuthorityResponse]:
         """Streams every change of authority. The first request is `hello`; the first
         response is `ready`. Resumes by index; an echo is sent only after the
         primary was read since its ping.
         """
 
-def add_LeaseServiceServicer_to_server(servicer: LeaseServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+def add_LeaseServiceServicer_to_server(servicer: LeaseServiceServicer, server: _aio.Server) -> None: ...

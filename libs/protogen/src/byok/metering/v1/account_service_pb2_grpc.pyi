@@ -7,21 +7,7 @@ from byok.metering.v1 import account_service_pb2 as _account_service_pb2
 from collections import abc as _abc
 from grpc import aio as _aio
 import abc as _abc_1
-import grpc as _grpc
-import sys
-import typing as _typing
 
-if sys.version_info >= (3, 11):
-    from typing import Self as _Self
-else:
-    from typing_extensions import Self as _Self
-
-_T = _typing.TypeVar("_T")
-
-class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
-
-class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
-    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -29,41 +15,19 @@ GRPC_VERSION: str
 class AccountServiceStub:
     """Agents and the accounts that pay for them. Roles: `platform`, `edge`, `operator`."""
 
-    @_typing.overload
-    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
-    @_typing.overload
-    def __new__(cls, channel: _aio.Channel) -> AccountServiceAsyncStub: ...
-    RegisterAgent: _grpc.UnaryUnaryMultiCallable[_account_service_pb2.RegisterAgentRequest, _account_service_pb2.RegisterAgentResponse]
-    """Registers an agent under its owner, and its organization if it is in one,
-    and binds it in KeyVault first. A new account gets the default plan and the
-    default daily cost cap. Idempotent.
-    Errors: INVALID_ARGUMENT, REQUEST_ID_REUSED, AGENT_ALREADY_REGISTERED,
-    PLAN_LIMIT_REACHED, DEPENDENCY_UNAVAILABLE.
-    """
-    GetAgent: _grpc.UnaryUnaryMultiCallable[_account_service_pb2.GetAgentRequest, _account_service_pb2.GetAgentResponse]
-    """Reads an agent. No side effects. Errors: AGENT_NOT_FOUND."""
-    ListAgents: _grpc.UnaryUnaryMultiCallable[_account_service_pb2.ListAgentsRequest, _account_service_pb2.ListAgentsResponse]
-    """Lists the agents of the principal. No side effects. Errors: INVALID_ARGUMENT."""
-    GetAccount: _grpc.UnaryUnaryMultiCallable[_account_service_pb2.GetAccountRequest, _account_service_pb2.GetAccountResponse]
-    """Reads an account of the principal. No side effects. Errors: ACCOUNT_NOT_FOUND."""
-
-@_typing.type_check_only
-class AccountServiceAsyncStub(AccountServiceStub):
-    """Agents and the accounts that pay for them. Roles: `platform`, `edge`, `operator`."""
-
     def __init__(self, channel: _aio.Channel) -> None: ...
-    RegisterAgent: _aio.UnaryUnaryMultiCallable[_account_service_pb2.RegisterAgentRequest, _account_service_pb2.RegisterAgentResponse]  # type: ignore[assignment]
+    RegisterAgent: _aio.UnaryUnaryMultiCallable[_account_service_pb2.RegisterAgentRequest, _account_service_pb2.RegisterAgentResponse]
     """Registers an agent under its owner, and its organization if it is in one,
     and binds it in KeyVault first. A new account gets the default plan and the
     default daily cost cap. Idempotent.
     Errors: INVALID_ARGUMENT, REQUEST_ID_REUSED, AGENT_ALREADY_REGISTERED,
     PLAN_LIMIT_REACHED, DEPENDENCY_UNAVAILABLE.
     """
-    GetAgent: _aio.UnaryUnaryMultiCallable[_account_service_pb2.GetAgentRequest, _account_service_pb2.GetAgentResponse]  # type: ignore[assignment]
+    GetAgent: _aio.UnaryUnaryMultiCallable[_account_service_pb2.GetAgentRequest, _account_service_pb2.GetAgentResponse]
     """Reads an agent. No side effects. Errors: AGENT_NOT_FOUND."""
-    ListAgents: _aio.UnaryUnaryMultiCallable[_account_service_pb2.ListAgentsRequest, _account_service_pb2.ListAgentsResponse]  # type: ignore[assignment]
+    ListAgents: _aio.UnaryUnaryMultiCallable[_account_service_pb2.ListAgentsRequest, _account_service_pb2.ListAgentsResponse]
     """Lists the agents of the principal. No side effects. Errors: INVALID_ARGUMENT."""
-    GetAccount: _aio.UnaryUnaryMultiCallable[_account_service_pb2.GetAccountRequest, _account_service_pb2.GetAccountResponse]  # type: ignore[assignment]
+    GetAccount: _aio.UnaryUnaryMultiCallable[_account_service_pb2.GetAccountRequest, _account_service_pb2.GetAccountResponse]
     """Reads an account of the principal. No side effects. Errors: ACCOUNT_NOT_FOUND."""
 
 class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -73,8 +37,8 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
     def RegisterAgent(
         self,
         request: _account_service_pb2.RegisterAgentRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_account_service_pb2.RegisterAgentResponse, _abc.Awaitable[_account_service_pb2.RegisterAgentResponse]]:
+        context: _aio.ServicerContext[_account_service_pb2.RegisterAgentRequest, _abc.Awaitable[_account_service_pb2.RegisterAgentResponse]],
+    ) -> _abc.Awaitable[_account_service_pb2.RegisterAgentResponse]:
         """Registers an agent under its owner, and its organization if it is in one,
         and binds it in KeyVault first. A new account gets the default plan and the
         default daily cost cap. Idempotent.
@@ -86,24 +50,24 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
     def GetAgent(
         self,
         request: _account_service_pb2.GetAgentRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_account_service_pb2.GetAgentResponse, _abc.Awaitable[_account_service_pb2.GetAgentResponse]]:
+        context: _aio.ServicerContext[_account_service_pb2.GetAgentRequest, _abc.Awaitable[_account_service_pb2.GetAgentResponse]],
+    ) -> _abc.Awaitable[_account_service_pb2.GetAgentResponse]:
         """Reads an agent. No side effects. Errors: AGENT_NOT_FOUND."""
 
     @_abc_1.abstractmethod
     def ListAgents(
         self,
         request: _account_service_pb2.ListAgentsRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_account_service_pb2.ListAgentsResponse, _abc.Awaitable[_account_service_pb2.ListAgentsResponse]]:
+        context: _aio.ServicerContext[_account_service_pb2.ListAgentsRequest, _abc.Awaitable[_account_service_pb2.ListAgentsResponse]],
+    ) -> _abc.Awaitable[_account_service_pb2.ListAgentsResponse]:
         """Lists the agents of the principal. No side effects. Errors: INVALID_ARGUMENT."""
 
     @_abc_1.abstractmethod
     def GetAccount(
         self,
         request: _account_service_pb2.GetAccountRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_account_service_pb2.GetAccountResponse, _abc.Awaitable[_account_service_pb2.GetAccountResponse]]:
+        context: _aio.ServicerContext[_account_service_pb2.GetAccountRequest, _abc.Awaitable[_account_service_pb2.GetAccountResponse]],
+    ) -> _abc.Awaitable[_account_service_pb2.GetAccountResponse]:
         """Reads an account of the principal. No side effects. Errors: ACCOUNT_NOT_FOUND."""
 
-def add_AccountServiceServicer_to_server(servicer: AccountServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+def add_AccountServiceServicer_to_server(servicer: AccountServiceServicer, server: _aio.Server) -> None: ...

@@ -7,21 +7,7 @@ from byok.metering.v1 import admission_service_pb2 as _admission_service_pb2
 from collections import abc as _abc
 from grpc import aio as _aio
 import abc as _abc_1
-import grpc as _grpc
-import sys
-import typing as _typing
 
-if sys.version_info >= (3, 11):
-    from typing import Self as _Self
-else:
-    from typing_extensions import Self as _Self
-
-_T = _typing.TypeVar("_T")
-
-class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
-
-class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
-    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -31,79 +17,36 @@ class AdmissionServiceStub:
     A batch fails as a whole only when nothing of it was applied.
     """
 
-    @_typing.overload
-    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
-    @_typing.overload
-    def __new__(cls, channel: _aio.Channel) -> AdmissionServiceAsyncStub: ...
-    ReserveBatch: _grpc.UnaryUnaryMultiCallable[_admission_service_pb2.ReserveBatchRequest, _admission_service_pb2.ReserveBatchResponse]
-    """Holds the worst case of each call against every limit that applies, in one
-    step each. Safe to repeat by the same holder.
-    Errors of an item: INVALID_ARGUMENT, CAP_REACHED, PLATFORM_NOT_PAYING,
-    REQUEST_ID_REUSED, IN_PROGRESS, AGENT_NOT_FOUND, ACCOUNT_NOT_FOUND,
-    OVERLOADED. Errors of the call: REBUILDING, DEPENDENCY_UNAVAILABLE.
-    """
-    SettleBatch: _grpc.UnaryUnaryMultiCallable[_admission_service_pb2.SettleBatchRequest, _admission_service_pb2.SettleBatchResponse]
-    """Puts the truth in the place of the hold. Idempotent for life: an id settled
-    before is counted once. Accepted also when the hold is gone.
-    Errors of an item: INVALID_ARGUMENT, ALREADY_SETTLED, ACCOUNT_NOT_FOUND.
-    Errors of the call: REBUILDING, DEPENDENCY_UNAVAILABLE.
-    """
-    ReleaseBatch: _grpc.UnaryUnaryMultiCallable[_admission_service_pb2.ReleaseBatchRequest, _admission_service_pb2.ReleaseBatchResponse]
-    """Gives holds back whose calls were never billed. Idempotent.
-    Errors of an item: INVALID_ARGUMENT, ALREADY_SETTLED.
-    Errors of the call: REBUILDING, DEPENDENCY_UNAVAILABLE.
-    """
-    ExtendBatch: _grpc.UnaryUnaryMultiCallable[_admission_service_pb2.ExtendBatchRequest, _admission_service_pb2.ExtendBatchResponse]
-    """Keeps holds longer, for streams. Idempotent.
-    Errors of an item: INVALID_ARGUMENT, RESERVATION_CLOSED.
-    Errors of the call: REBUILDING, DEPENDENCY_UNAVAILABLE.
-    """
-    Lookup: _grpc.UnaryUnaryMultiCallable[_admission_service_pb2.LookupRequest, _admission_service_pb2.LookupResponse]
-    """What is known of an operation: asked before failing for want of a lease, so
-    that a revoked key does not hide an answer already paid. No side effects.
-    Errors: INVALID_ARGUMENT, REQUEST_ID_REUSED, REBUILDING, DEPENDENCY_UNAVAILABLE.
-    """
-    ListWatermarks: _grpc.UnaryUnaryMultiCallable[_admission_service_pb2.ListWatermarksRequest, _admission_service_pb2.ListWatermarksResponse]
-    """How far each partition is durable in Postgres. No side effects.
-    Errors: DEPENDENCY_UNAVAILABLE.
-    """
-
-@_typing.type_check_only
-class AdmissionServiceAsyncStub(AdmissionServiceStub):
-    """Holds and settlements, for Router processes. Role: `router`.
-    A batch fails as a whole only when nothing of it was applied.
-    """
-
     def __init__(self, channel: _aio.Channel) -> None: ...
-    ReserveBatch: _aio.UnaryUnaryMultiCallable[_admission_service_pb2.ReserveBatchRequest, _admission_service_pb2.ReserveBatchResponse]  # type: ignore[assignment]
+    ReserveBatch: _aio.UnaryUnaryMultiCallable[_admission_service_pb2.ReserveBatchRequest, _admission_service_pb2.ReserveBatchResponse]
     """Holds the worst case of each call against every limit that applies, in one
     step each. Safe to repeat by the same holder.
     Errors of an item: INVALID_ARGUMENT, CAP_REACHED, PLATFORM_NOT_PAYING,
     REQUEST_ID_REUSED, IN_PROGRESS, AGENT_NOT_FOUND, ACCOUNT_NOT_FOUND,
     OVERLOADED. Errors of the call: REBUILDING, DEPENDENCY_UNAVAILABLE.
     """
-    SettleBatch: _aio.UnaryUnaryMultiCallable[_admission_service_pb2.SettleBatchRequest, _admission_service_pb2.SettleBatchResponse]  # type: ignore[assignment]
+    SettleBatch: _aio.UnaryUnaryMultiCallable[_admission_service_pb2.SettleBatchRequest, _admission_service_pb2.SettleBatchResponse]
     """Puts the truth in the place of the hold. Idempotent for life: an id settled
     before is counted once. Accepted also when the hold is gone.
     Errors of an item: INVALID_ARGUMENT, ALREADY_SETTLED, ACCOUNT_NOT_FOUND.
     Errors of the call: REBUILDING, DEPENDENCY_UNAVAILABLE.
     """
-    ReleaseBatch: _aio.UnaryUnaryMultiCallable[_admission_service_pb2.ReleaseBatchRequest, _admission_service_pb2.ReleaseBatchResponse]  # type: ignore[assignment]
+    ReleaseBatch: _aio.UnaryUnaryMultiCallable[_admission_service_pb2.ReleaseBatchRequest, _admission_service_pb2.ReleaseBatchResponse]
     """Gives holds back whose calls were never billed. Idempotent.
     Errors of an item: INVALID_ARGUMENT, ALREADY_SETTLED.
     Errors of the call: REBUILDING, DEPENDENCY_UNAVAILABLE.
     """
-    ExtendBatch: _aio.UnaryUnaryMultiCallable[_admission_service_pb2.ExtendBatchRequest, _admission_service_pb2.ExtendBatchResponse]  # type: ignore[assignment]
+    ExtendBatch: _aio.UnaryUnaryMultiCallable[_admission_service_pb2.ExtendBatchRequest, _admission_service_pb2.ExtendBatchResponse]
     """Keeps holds longer, for streams. Idempotent.
     Errors of an item: INVALID_ARGUMENT, RESERVATION_CLOSED.
     Errors of the call: REBUILDING, DEPENDENCY_UNAVAILABLE.
     """
-    Lookup: _aio.UnaryUnaryMultiCallable[_admission_service_pb2.LookupRequest, _admission_service_pb2.LookupResponse]  # type: ignore[assignment]
+    Lookup: _aio.UnaryUnaryMultiCallable[_admission_service_pb2.LookupRequest, _admission_service_pb2.LookupResponse]
     """What is known of an operation: asked before failing for want of a lease, so
     that a revoked key does not hide an answer already paid. No side effects.
     Errors: INVALID_ARGUMENT, REQUEST_ID_REUSED, REBUILDING, DEPENDENCY_UNAVAILABLE.
     """
-    ListWatermarks: _aio.UnaryUnaryMultiCallable[_admission_service_pb2.ListWatermarksRequest, _admission_service_pb2.ListWatermarksResponse]  # type: ignore[assignment]
+    ListWatermarks: _aio.UnaryUnaryMultiCallable[_admission_service_pb2.ListWatermarksRequest, _admission_service_pb2.ListWatermarksResponse]
     """How far each partition is durable in Postgres. No side effects.
     Errors: DEPENDENCY_UNAVAILABLE.
     """
@@ -117,8 +60,8 @@ class AdmissionServiceServicer(metaclass=_abc_1.ABCMeta):
     def ReserveBatch(
         self,
         request: _admission_service_pb2.ReserveBatchRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_admission_service_pb2.ReserveBatchResponse, _abc.Awaitable[_admission_service_pb2.ReserveBatchResponse]]:
+        context: _aio.ServicerContext[_admission_service_pb2.ReserveBatchRequest, _abc.Awaitable[_admission_service_pb2.ReserveBatchResponse]],
+    ) -> _abc.Awaitable[_admission_service_pb2.ReserveBatchResponse]:
         """Holds the worst case of each call against every limit that applies, in one
         step each. Safe to repeat by the same holder.
         Errors of an item: INVALID_ARGUMENT, CAP_REACHED, PLATFORM_NOT_PAYING,
@@ -130,8 +73,8 @@ class AdmissionServiceServicer(metaclass=_abc_1.ABCMeta):
     def SettleBatch(
         self,
         request: _admission_service_pb2.SettleBatchRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_admission_service_pb2.SettleBatchResponse, _abc.Awaitable[_admission_service_pb2.SettleBatchResponse]]:
+        context: _aio.ServicerContext[_admission_service_pb2.SettleBatchRequest, _abc.Awaitable[_admission_service_pb2.SettleBatchResponse]],
+    ) -> _abc.Awaitable[_admission_service_pb2.SettleBatchResponse]:
         """Puts the truth in the place of the hold. Idempotent for life: an id settled
         before is counted once. Accepted also when the hold is gone.
         Errors of an item: INVALID_ARGUMENT, ALREADY_SETTLED, ACCOUNT_NOT_FOUND.
@@ -142,8 +85,8 @@ class AdmissionServiceServicer(metaclass=_abc_1.ABCMeta):
     def ReleaseBatch(
         self,
         request: _admission_service_pb2.ReleaseBatchRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_admission_service_pb2.ReleaseBatchResponse, _abc.Awaitable[_admission_service_pb2.ReleaseBatchResponse]]:
+        context: _aio.ServicerContext[_admission_service_pb2.ReleaseBatchRequest, _abc.Awaitable[_admission_service_pb2.ReleaseBatchResponse]],
+    ) -> _abc.Awaitable[_admission_service_pb2.ReleaseBatchResponse]:
         """Gives holds back whose calls were never billed. Idempotent.
         Errors of an item: INVALID_ARGUMENT, ALREADY_SETTLED.
         Errors of the call: REBUILDING, DEPENDENCY_UNAVAILABLE.
@@ -153,8 +96,8 @@ class AdmissionServiceServicer(metaclass=_abc_1.ABCMeta):
     def ExtendBatch(
         self,
         request: _admission_service_pb2.ExtendBatchRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_admission_service_pb2.ExtendBatchResponse, _abc.Awaitable[_admission_service_pb2.ExtendBatchResponse]]:
+        context: _aio.ServicerContext[_admission_service_pb2.ExtendBatchRequest, _abc.Awaitable[_admission_service_pb2.ExtendBatchResponse]],
+    ) -> _abc.Awaitable[_admission_service_pb2.ExtendBatchResponse]:
         """Keeps holds longer, for streams. Idempotent.
         Errors of an item: INVALID_ARGUMENT, RESERVATION_CLOSED.
         Errors of the call: REBUILDING, DEPENDENCY_UNAVAILABLE.
@@ -164,8 +107,8 @@ class AdmissionServiceServicer(metaclass=_abc_1.ABCMeta):
     def Lookup(
         self,
         request: _admission_service_pb2.LookupRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_admission_service_pb2.LookupResponse, _abc.Awaitable[_admission_service_pb2.LookupResponse]]:
+        context: _aio.ServicerContext[_admission_service_pb2.LookupRequest, _abc.Awaitable[_admission_service_pb2.LookupResponse]],
+    ) -> _abc.Awaitable[_admission_service_pb2.LookupResponse]:
         """What is known of an operation: asked before failing for want of a lease, so
         that a revoked key does not hide an answer already paid. No side effects.
         Errors: INVALID_ARGUMENT, REQUEST_ID_REUSED, REBUILDING, DEPENDENCY_UNAVAILABLE.
@@ -175,10 +118,10 @@ class AdmissionServiceServicer(metaclass=_abc_1.ABCMeta):
     def ListWatermarks(
         self,
         request: _admission_service_pb2.ListWatermarksRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_admission_service_pb2.ListWatermarksResponse, _abc.Awaitable[_admission_service_pb2.ListWatermarksResponse]]:
+        context: _aio.ServicerContext[_admission_service_pb2.ListWatermarksRequest, _abc.Awaitable[_admission_service_pb2.ListWatermarksResponse]],
+    ) -> _abc.Awaitable[_admission_service_pb2.ListWatermarksResponse]:
         """How far each partition is durable in Postgres. No side effects.
         Errors: DEPENDENCY_UNAVAILABLE.
         """
 
-def add_AdmissionServiceServicer_to_server(servicer: AdmissionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+def add_AdmissionServiceServicer_to_server(servicer: AdmissionServiceServicer, server: _aio.Server) -> None: ...

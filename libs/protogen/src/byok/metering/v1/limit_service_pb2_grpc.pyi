@@ -7,21 +7,7 @@ from byok.metering.v1 import limit_service_pb2 as _limit_service_pb2
 from collections import abc as _abc
 from grpc import aio as _aio
 import abc as _abc_1
-import grpc as _grpc
-import sys
-import typing as _typing
 
-if sys.version_info >= (3, 11):
-    from typing import Self as _Self
-else:
-    from typing_extensions import Self as _Self
-
-_T = _typing.TypeVar("_T")
-
-class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
-
-class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
-    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -29,43 +15,19 @@ GRPC_VERSION: str
 class LimitServiceStub:
     """Limits of accounts. Roles: `edge`, `operator`."""
 
-    @_typing.overload
-    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
-    @_typing.overload
-    def __new__(cls, channel: _aio.Channel) -> LimitServiceAsyncStub: ...
-    SetLimit: _grpc.UnaryUnaryMultiCallable[_limit_service_pb2.SetLimitRequest, _limit_service_pb2.SetLimitResponse]
-    """Sets a limit, or changes the amount of the one with the same account,
-    scope, operation, unit, window and payers. Answers when Redis has applied
-    it, else `is_pending`. Idempotent by `request_id`.
-    Errors: INVALID_ARGUMENT, REQUEST_ID_REUSED, ACCOUNT_NOT_FOUND,
-    AGENT_NOT_FOUND, ETAG_MISMATCH, DEPENDENCY_UNAVAILABLE.
-    """
-    RemoveLimit: _grpc.UnaryUnaryMultiCallable[_limit_service_pb2.RemoveLimitRequest, _limit_service_pb2.RemoveLimitResponse]
-    """Removes a limit. The default daily cost cap can be raised, not removed.
-    Idempotent. Errors: INVALID_ARGUMENT, LIMIT_NOT_FOUND, DEPENDENCY_UNAVAILABLE.
-    """
-    ListLimits: _grpc.UnaryUnaryMultiCallable[_limit_service_pb2.ListLimitsRequest, _limit_service_pb2.ListLimitsResponse]
-    """Lists the limits of an account with what is used of each now. No side effects.
-    Errors: INVALID_ARGUMENT, ACCOUNT_NOT_FOUND, DEPENDENCY_UNAVAILABLE.
-    """
-
-@_typing.type_check_only
-class LimitServiceAsyncStub(LimitServiceStub):
-    """Limits of accounts. Roles: `edge`, `operator`."""
-
     def __init__(self, channel: _aio.Channel) -> None: ...
-    SetLimit: _aio.UnaryUnaryMultiCallable[_limit_service_pb2.SetLimitRequest, _limit_service_pb2.SetLimitResponse]  # type: ignore[assignment]
+    SetLimit: _aio.UnaryUnaryMultiCallable[_limit_service_pb2.SetLimitRequest, _limit_service_pb2.SetLimitResponse]
     """Sets a limit, or changes the amount of the one with the same account,
     scope, operation, unit, window and payers. Answers when Redis has applied
     it, else `is_pending`. Idempotent by `request_id`.
     Errors: INVALID_ARGUMENT, REQUEST_ID_REUSED, ACCOUNT_NOT_FOUND,
     AGENT_NOT_FOUND, ETAG_MISMATCH, DEPENDENCY_UNAVAILABLE.
     """
-    RemoveLimit: _aio.UnaryUnaryMultiCallable[_limit_service_pb2.RemoveLimitRequest, _limit_service_pb2.RemoveLimitResponse]  # type: ignore[assignment]
+    RemoveLimit: _aio.UnaryUnaryMultiCallable[_limit_service_pb2.RemoveLimitRequest, _limit_service_pb2.RemoveLimitResponse]
     """Removes a limit. The default daily cost cap can be raised, not removed.
     Idempotent. Errors: INVALID_ARGUMENT, LIMIT_NOT_FOUND, DEPENDENCY_UNAVAILABLE.
     """
-    ListLimits: _aio.UnaryUnaryMultiCallable[_limit_service_pb2.ListLimitsRequest, _limit_service_pb2.ListLimitsResponse]  # type: ignore[assignment]
+    ListLimits: _aio.UnaryUnaryMultiCallable[_limit_service_pb2.ListLimitsRequest, _limit_service_pb2.ListLimitsResponse]
     """Lists the limits of an account with what is used of each now. No side effects.
     Errors: INVALID_ARGUMENT, ACCOUNT_NOT_FOUND, DEPENDENCY_UNAVAILABLE.
     """
@@ -77,8 +39,8 @@ class LimitServiceServicer(metaclass=_abc_1.ABCMeta):
     def SetLimit(
         self,
         request: _limit_service_pb2.SetLimitRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_limit_service_pb2.SetLimitResponse, _abc.Awaitable[_limit_service_pb2.SetLimitResponse]]:
+        context: _aio.ServicerContext[_limit_service_pb2.SetLimitRequest, _abc.Awaitable[_limit_service_pb2.SetLimitResponse]],
+    ) -> _abc.Awaitable[_limit_service_pb2.SetLimitResponse]:
         """Sets a limit, or changes the amount of the one with the same account,
         scope, operation, unit, window and payers. Answers when Redis has applied
         it, else `is_pending`. Idempotent by `request_id`.
@@ -90,8 +52,8 @@ class LimitServiceServicer(metaclass=_abc_1.ABCMeta):
     def RemoveLimit(
         self,
         request: _limit_service_pb2.RemoveLimitRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_limit_service_pb2.RemoveLimitResponse, _abc.Awaitable[_limit_service_pb2.RemoveLimitResponse]]:
+        context: _aio.ServicerContext[_limit_service_pb2.RemoveLimitRequest, _abc.Awaitable[_limit_service_pb2.RemoveLimitResponse]],
+    ) -> _abc.Awaitable[_limit_service_pb2.RemoveLimitResponse]:
         """Removes a limit. The default daily cost cap can be raised, not removed.
         Idempotent. Errors: INVALID_ARGUMENT, LIMIT_NOT_FOUND, DEPENDENCY_UNAVAILABLE.
         """
@@ -100,10 +62,10 @@ class LimitServiceServicer(metaclass=_abc_1.ABCMeta):
     def ListLimits(
         self,
         request: _limit_service_pb2.ListLimitsRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_limit_service_pb2.ListLimitsResponse, _abc.Awaitable[_limit_service_pb2.ListLimitsResponse]]:
+        context: _aio.ServicerContext[_limit_service_pb2.ListLimitsRequest, _abc.Awaitable[_limit_service_pb2.ListLimitsResponse]],
+    ) -> _abc.Awaitable[_limit_service_pb2.ListLimitsResponse]:
         """Lists the limits of an account with what is used of each now. No side effects.
         Errors: INVALID_ARGUMENT, ACCOUNT_NOT_FOUND, DEPENDENCY_UNAVAILABLE.
         """
 
-def add_LimitServiceServicer_to_server(servicer: LimitServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+def add_LimitServiceServicer_to_server(servicer: LimitServiceServicer, server: _aio.Server) -> None: ...

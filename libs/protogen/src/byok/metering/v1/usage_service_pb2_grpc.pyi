@@ -7,21 +7,7 @@ from byok.metering.v1 import usage_service_pb2 as _usage_service_pb2
 from collections import abc as _abc
 from grpc import aio as _aio
 import abc as _abc_1
-import grpc as _grpc
-import sys
-import typing as _typing
 
-if sys.version_info >= (3, 11):
-    from typing import Self as _Self
-else:
-    from typing_extensions import Self as _Self
-
-_T = _typing.TypeVar("_T")
-
-class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
-
-class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
-    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -29,31 +15,13 @@ GRPC_VERSION: str
 class UsageServiceStub:
     """What was spent, and on what. Roles: `platform`, `edge`, `operator`."""
 
-    @_typing.overload
-    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
-    @_typing.overload
-    def __new__(cls, channel: _aio.Channel) -> UsageServiceAsyncStub: ...
-    GetUsageSummary: _grpc.UnaryUnaryMultiCallable[_usage_service_pb2.GetUsageSummaryRequest, _usage_service_pb2.GetUsageSummaryResponse]
-    """Sums the ledger over a time, grouped as asked, with what is still held.
-    No side effects. Errors: INVALID_ARGUMENT, ACCOUNT_NOT_FOUND,
-    DEPENDENCY_UNAVAILABLE.
-    """
-    ListLedgerEntries: _grpc.UnaryUnaryMultiCallable[_usage_service_pb2.ListLedgerEntriesRequest, _usage_service_pb2.ListLedgerEntriesResponse]
-    """Lists entries of the ledger, newest first. No side effects.
-    Errors: INVALID_ARGUMENT, ACCOUNT_NOT_FOUND.
-    """
-
-@_typing.type_check_only
-class UsageServiceAsyncStub(UsageServiceStub):
-    """What was spent, and on what. Roles: `platform`, `edge`, `operator`."""
-
     def __init__(self, channel: _aio.Channel) -> None: ...
-    GetUsageSummary: _aio.UnaryUnaryMultiCallable[_usage_service_pb2.GetUsageSummaryRequest, _usage_service_pb2.GetUsageSummaryResponse]  # type: ignore[assignment]
+    GetUsageSummary: _aio.UnaryUnaryMultiCallable[_usage_service_pb2.GetUsageSummaryRequest, _usage_service_pb2.GetUsageSummaryResponse]
     """Sums the ledger over a time, grouped as asked, with what is still held.
     No side effects. Errors: INVALID_ARGUMENT, ACCOUNT_NOT_FOUND,
     DEPENDENCY_UNAVAILABLE.
     """
-    ListLedgerEntries: _aio.UnaryUnaryMultiCallable[_usage_service_pb2.ListLedgerEntriesRequest, _usage_service_pb2.ListLedgerEntriesResponse]  # type: ignore[assignment]
+    ListLedgerEntries: _aio.UnaryUnaryMultiCallable[_usage_service_pb2.ListLedgerEntriesRequest, _usage_service_pb2.ListLedgerEntriesResponse]
     """Lists entries of the ledger, newest first. No side effects.
     Errors: INVALID_ARGUMENT, ACCOUNT_NOT_FOUND.
     """
@@ -65,8 +33,8 @@ class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
     def GetUsageSummary(
         self,
         request: _usage_service_pb2.GetUsageSummaryRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_usage_service_pb2.GetUsageSummaryResponse, _abc.Awaitable[_usage_service_pb2.GetUsageSummaryResponse]]:
+        context: _aio.ServicerContext[_usage_service_pb2.GetUsageSummaryRequest, _abc.Awaitable[_usage_service_pb2.GetUsageSummaryResponse]],
+    ) -> _abc.Awaitable[_usage_service_pb2.GetUsageSummaryResponse]:
         """Sums the ledger over a time, grouped as asked, with what is still held.
         No side effects. Errors: INVALID_ARGUMENT, ACCOUNT_NOT_FOUND,
         DEPENDENCY_UNAVAILABLE.
@@ -76,10 +44,10 @@ class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
     def ListLedgerEntries(
         self,
         request: _usage_service_pb2.ListLedgerEntriesRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_usage_service_pb2.ListLedgerEntriesResponse, _abc.Awaitable[_usage_service_pb2.ListLedgerEntriesResponse]]:
+        context: _aio.ServicerContext[_usage_service_pb2.ListLedgerEntriesRequest, _abc.Awaitable[_usage_service_pb2.ListLedgerEntriesResponse]],
+    ) -> _abc.Awaitable[_usage_service_pb2.ListLedgerEntriesResponse]:
         """Lists entries of the ledger, newest first. No side effects.
         Errors: INVALID_ARGUMENT, ACCOUNT_NOT_FOUND.
         """
 
-def add_UsageServiceServicer_to_server(servicer: UsageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+def add_UsageServiceServicer_to_server(servicer: UsageServiceServicer, server: _aio.Server) -> None: ...

@@ -7,21 +7,7 @@ from byok.router.v1 import operation_service_pb2 as _operation_service_pb2
 from collections import abc as _abc
 from grpc import aio as _aio
 import abc as _abc_1
-import grpc as _grpc
-import sys
-import typing as _typing
 
-if sys.version_info >= (3, 11):
-    from typing import Self as _Self
-else:
-    from typing_extensions import Self as _Self
-
-_T = _typing.TypeVar("_T")
-
-class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
-
-class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
-    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -34,35 +20,12 @@ class OperationServiceStub:
     carries `OperationFailure`; where there is none, hold the content.
     """
 
-    @_typing.overload
-    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
-    @_typing.overload
-    def __new__(cls, channel: _aio.Channel) -> OperationServiceAsyncStub: ...
-    EvaluateGuardrail: _grpc.UnaryUnaryMultiCallable[_operation_service_pb2.EvaluateGuardrailRequest, _operation_service_pb2.EvaluateGuardrailResponse]
-    """Judges content against a policy. Spends on the payer's key.
-    Errors: every reason of ErrorReason but the embedding ones.
-    """
-    GenerateEmbeddings: _grpc.UnaryUnaryMultiCallable[_operation_service_pb2.GenerateEmbeddingsRequest, _operation_service_pb2.GenerateEmbeddingsResponse]
-    """Turns texts into vectors of one space, L2-normalized. Spends on the payer's
-    key. A part that succeeded before a failure is settled and not given.
-    Errors: every reason of ErrorReason but CONTENT_REFUSED and ANSWER_MALFORMED.
-    """
-
-@_typing.type_check_only
-class OperationServiceAsyncStub(OperationServiceStub):
-    """AI operations, on the key of the agent's owner. Roles: `platform`, `edge`.
-
-    Every RPC is idempotent by (`request_id`, agent): a final answer is given
-    again and never bought twice; an unbilled failure frees the id. Every failure
-    carries `OperationFailure`; where there is none, hold the content.
-    """
-
     def __init__(self, channel: _aio.Channel) -> None: ...
-    EvaluateGuardrail: _aio.UnaryUnaryMultiCallable[_operation_service_pb2.EvaluateGuardrailRequest, _operation_service_pb2.EvaluateGuardrailResponse]  # type: ignore[assignment]
+    EvaluateGuardrail: _aio.UnaryUnaryMultiCallable[_operation_service_pb2.EvaluateGuardrailRequest, _operation_service_pb2.EvaluateGuardrailResponse]
     """Judges content against a policy. Spends on the payer's key.
     Errors: every reason of ErrorReason but the embedding ones.
     """
-    GenerateEmbeddings: _aio.UnaryUnaryMultiCallable[_operation_service_pb2.GenerateEmbeddingsRequest, _operation_service_pb2.GenerateEmbeddingsResponse]  # type: ignore[assignment]
+    GenerateEmbeddings: _aio.UnaryUnaryMultiCallable[_operation_service_pb2.GenerateEmbeddingsRequest, _operation_service_pb2.GenerateEmbeddingsResponse]
     """Turns texts into vectors of one space, L2-normalized. Spends on the payer's
     key. A part that succeeded before a failure is settled and not given.
     Errors: every reason of ErrorReason but CONTENT_REFUSED and ANSWER_MALFORMED.
@@ -80,8 +43,8 @@ class OperationServiceServicer(metaclass=_abc_1.ABCMeta):
     def EvaluateGuardrail(
         self,
         request: _operation_service_pb2.EvaluateGuardrailRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_operation_service_pb2.EvaluateGuardrailResponse, _abc.Awaitable[_operation_service_pb2.EvaluateGuardrailResponse]]:
+        context: _aio.ServicerContext[_operation_service_pb2.EvaluateGuardrailRequest, _abc.Awaitable[_operation_service_pb2.EvaluateGuardrailResponse]],
+    ) -> _abc.Awaitable[_operation_service_pb2.EvaluateGuardrailResponse]:
         """Judges content against a policy. Spends on the payer's key.
         Errors: every reason of ErrorReason but the embedding ones.
         """
@@ -90,11 +53,11 @@ class OperationServiceServicer(metaclass=_abc_1.ABCMeta):
     def GenerateEmbeddings(
         self,
         request: _operation_service_pb2.GenerateEmbeddingsRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_operation_service_pb2.GenerateEmbeddingsResponse, _abc.Awaitable[_operation_service_pb2.GenerateEmbeddingsResponse]]:
+        context: _aio.ServicerContext[_operation_service_pb2.GenerateEmbeddingsRequest, _abc.Awaitable[_operation_service_pb2.GenerateEmbeddingsResponse]],
+    ) -> _abc.Awaitable[_operation_service_pb2.GenerateEmbeddingsResponse]:
         """Turns texts into vectors of one space, L2-normalized. Spends on the payer's
         key. A part that succeeded before a failure is settled and not given.
         Errors: every reason of ErrorReason but CONTENT_REFUSED and ANSWER_MALFORMED.
         """
 
-def add_OperationServiceServicer_to_server(servicer: OperationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+def add_OperationServiceServicer_to_server(servicer: OperationServiceServicer, server: _aio.Server) -> None: ...

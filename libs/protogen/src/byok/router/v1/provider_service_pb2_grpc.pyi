@@ -7,21 +7,7 @@ from byok.router.v1 import provider_service_pb2 as _provider_service_pb2
 from collections import abc as _abc
 from grpc import aio as _aio
 import abc as _abc_1
-import grpc as _grpc
-import sys
-import typing as _typing
 
-if sys.version_info >= (3, 11):
-    from typing import Self as _Self
-else:
-    from typing_extensions import Self as _Self
-
-_T = _typing.TypeVar("_T")
-
-class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
-
-class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
-    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -29,25 +15,8 @@ GRPC_VERSION: str
 class ProviderServiceStub:
     """What keys and providers can do. Roles: `platform`, `edge`, `operator`."""
 
-    @_typing.overload
-    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
-    @_typing.overload
-    def __new__(cls, channel: _aio.Channel) -> ProviderServiceAsyncStub: ...
-    ValidateKey: _grpc.UnaryUnaryMultiCallable[_provider_service_pb2.ValidateKeyRequest, _provider_service_pb2.ValidateKeyResponse]
-    """Tests a key at its provider, changes its state accordingly and says which
-    models and operations it covers. The probes are reserved and settled as
-    KEY_VALIDATION on the owner's account. Idempotent by `request_id`.
-    A key that the provider rejects is an answer, not an error.
-    Errors: INVALID_ARGUMENT, PROVIDER_KEY_NOT_FOUND, PROVIDER_KEY_REVOKED,
-    CAP_REACHED, OVERLOADED, EGRESS_REFUSED, SUITE_UNAVAILABLE, KEY_CORRUPT.
-    """
-
-@_typing.type_check_only
-class ProviderServiceAsyncStub(ProviderServiceStub):
-    """What keys and providers can do. Roles: `platform`, `edge`, `operator`."""
-
     def __init__(self, channel: _aio.Channel) -> None: ...
-    ValidateKey: _aio.UnaryUnaryMultiCallable[_provider_service_pb2.ValidateKeyRequest, _provider_service_pb2.ValidateKeyResponse]  # type: ignore[assignment]
+    ValidateKey: _aio.UnaryUnaryMultiCallable[_provider_service_pb2.ValidateKeyRequest, _provider_service_pb2.ValidateKeyResponse]
     """Tests a key at its provider, changes its state accordingly and says which
     models and operations it covers. The probes are reserved and settled as
     KEY_VALIDATION on the owner's account. Idempotent by `request_id`.
@@ -63,8 +32,8 @@ class ProviderServiceServicer(metaclass=_abc_1.ABCMeta):
     def ValidateKey(
         self,
         request: _provider_service_pb2.ValidateKeyRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_provider_service_pb2.ValidateKeyResponse, _abc.Awaitable[_provider_service_pb2.ValidateKeyResponse]]:
+        context: _aio.ServicerContext[_provider_service_pb2.ValidateKeyRequest, _abc.Awaitable[_provider_service_pb2.ValidateKeyResponse]],
+    ) -> _abc.Awaitable[_provider_service_pb2.ValidateKeyResponse]:
         """Tests a key at its provider, changes its state accordingly and says which
         models and operations it covers. The probes are reserved and settled as
         KEY_VALIDATION on the owner's account. Idempotent by `request_id`.
@@ -73,4 +42,4 @@ class ProviderServiceServicer(metaclass=_abc_1.ABCMeta):
         CAP_REACHED, OVERLOADED, EGRESS_REFUSED, SUITE_UNAVAILABLE, KEY_CORRUPT.
         """
 
-def add_ProviderServiceServicer_to_server(servicer: ProviderServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+def add_ProviderServiceServicer_to_server(servicer: ProviderServiceServicer, server: _aio.Server) -> None: ...
