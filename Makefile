@@ -76,7 +76,20 @@ protos-release: $(STAMP) ## Write the image of this release, which later contrac
 manifests: $(STAMP) ## Render the Kubernetes manifests and validate them, without kubectl.
 	$(BIN)/python -m deploy.kubernetes.manifests
 
-test: $(STAMP) ## Run every test.
+# Where the client in another language finds its packages; beside the tree, so that nothing installed stands in it.
+NODE_CLIENT := tests/contract/node_client
+NODE_STAMP  := .cache/node_client/.ready
+
+$(NODE_STAMP): $(NODE_CLIENT)/package.json $(NODE_CLIENT)/package-lock.json $(NODE_CLIENT)/.npmrc
+	@command -v npm >/dev/null && node -e 'process.exit(parseInt(process.versions.node) < 18 ? 1 : 0)' || { \
+		echo "setup: a contract test calls the suite from Node.js: install Node.js 18 or later with npm (Debian: apt-get install nodejs npm)"; exit 1; }
+	@echo "setup: installing the Node client's packages"
+	@mkdir -p $(@D)
+	@cp $^ $(@D)
+	@cd $(@D) && npm ci --ignore-scripts --silent
+	@touch $@
+
+test: $(STAMP) $(NODE_STAMP) ## Run every test.
 	$(BIN)/pytest -q
 
 chaos: $(STAMP) ## Run only what kills, stalls and loses real processes.
