@@ -5,7 +5,6 @@ A server certificate needs a DNS name beside its identity: gRPC clients refuse a
 
 import ipaddress
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,21 +13,14 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from servicekit.identity import TlsFiles
+
 _LIFE = timedelta(days=7)
 # Machines of one test run may disagree about the time by a little.
 _SKEW = timedelta(minutes=5)
 _LOCAL_NAMES = ("localhost",)
 _LOCAL_ADDRESSES = ("127.0.0.1", "::1")
 TRUST_DOMAIN = "byok.local"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TlsFiles:
-    """Where one end of a connection finds its certificate, its key and whom it trusts."""
-
-    certificate: Path
-    private_key: Path
-    ca: Path
 
 
 def service_uri(service: str, *, namespace: str = "byok") -> str:

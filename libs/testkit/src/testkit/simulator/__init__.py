@@ -1,0 +1,1 @@
+"""A stand-in for the providers: their wire formats, their words for failures, and faults on demand."""
