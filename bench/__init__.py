@@ -1,0 +1,1 @@
+"""Programs that measure the suite, and floors and peers beside it; results are JSON."""

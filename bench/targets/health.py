@@ -1,0 +1,28 @@
+"""Health checks: the empty RPC of the same server kind, which is the floor of any RPC on it."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from grpc_health.v1 import health_pb2
+
+from bench.closed_loop import Call
+from bench.errors import BenchError
+from bench.jobs import HealthJob
+from bench.targets.connection import open_channel
+
+
+@asynccontextmanager
+async def health(job: HealthJob) -> AsyncIterator[Call]:
+    """Give a call that asks for the server's health."""
+    request = health_pb2.HealthCheckRequest().SerializeToString()
+    serving = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING).SerializeToString()
+    async with open_channel(job.server) as channel:
+        check = channel.unary_unary("/grpc.health.v1.Health/Check")
+
+        async def call() -> int:
+            answer: bytes = await check(request, timeout=30)
+            if answer != serving:
+                raise BenchError("the server is not serving")
+            return 1
+
+        yield call
