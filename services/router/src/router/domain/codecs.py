@@ -37,6 +37,11 @@ class StreamDecoder(Protocol):
         """The last cumulative counts seen; flagged until the final ones have come."""
         ...
 
+    @property
+    def received_text_bytes(self) -> int:
+        """How much text of any kind has come: the ground for an estimate where no final count comes."""
+        ...
+
     def feed(self, chunk: bytes, /) -> list[Delta]:
         """Take bytes as they came and return what they complete. Never raises."""
         ...

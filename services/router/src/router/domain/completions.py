@@ -99,6 +99,14 @@ class OutputSchema:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PriceCeiling:
+    """The dearest price at which a vendor that chooses among upstreams may run the call."""
+
+    input_nano_usd_per_mtok: int
+    output_nano_usd_per_mtok: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChatCall:
     """What is asked of a chat model, before any vendor's form.
 
@@ -110,6 +118,7 @@ class ChatCall:
         effort: Unset leaves the model's own default.
         temperature: Dropped for models that do not accept it.
         stream: Whether the answer comes in events.
+        price_ceiling: Sent to vendors that choose the upstream themselves; the price that was reserved.
     """
 
     messages: tuple[Message, ...]
@@ -119,6 +128,7 @@ class ChatCall:
     effort: Effort | None = None
     temperature: float | None = None
     stream: bool = False
+    price_ceiling: PriceCeiling | None = None
 
     @property
     def images(self) -> tuple[ImagePart, ...]:
@@ -199,6 +209,11 @@ class Completion:
     upstream: str | None = None
     provider_cost_nano_usd: int | None = None
     other_texts: tuple[str, ...] = ()
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the model or the vendor's filter declined; such an answer is never repaired."""
+        return self.refusal is not None or self.finish_reason in {FinishReason.REFUSAL, FinishReason.CONTENT_FILTER}
 
 
 class DeltaKind(StrEnum):

@@ -106,6 +106,14 @@ class BadRequestError(ProviderError):
     summary = "The provider did not accept the request for this model."
 
 
+class GenerationRejectedError(BadRequestError):
+    """The model wrote something that the provider's own check refused (tool arguments, JSON); another try may pass."""
+
+    retryable_by_default = True
+    billed_by_default = True
+    summary = "The model's output failed the provider's own check."
+
+
 class ContextExceededError(BadRequestError):
     """The request is larger than the model's context window or the provider's size limit."""
 
@@ -124,7 +132,7 @@ class PermissionRefusedError(ProviderError):
     summary = "The provider does not permit this key to make this call. Check the key's permissions at the provider."
 
 
-class OverloadedError(ProviderError):
+class ProviderOverloadedError(ProviderError):
     """The provider is short of capacity for everybody."""
 
     retryable_by_default = True

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from enum import StrEnum
+from typing import Final
 
 
 class UsageFlag(StrEnum):
@@ -71,6 +72,7 @@ class TokenCounts:
         return cut, cut != self
 
 
+_BYTES_A_TOKEN: Final = 4
 _NAMES = tuple(field.name for field in fields(TokenCounts))
 
 
@@ -137,3 +139,14 @@ def missing_usage(model: str) -> Usage:
         parts=(ModelUsage(model=model, counts=none),),
         flags=frozenset({UsageFlag.MISSING}),
     )
+
+
+def estimated_usage(model: str, *, request_bytes: int, received_bytes: int) -> Usage:
+    """Return a usage worked out from bytes, for a stream that ended without its final count.
+
+    Four bytes a token is the usual density of English; the flag says that it is no more than that.
+    """
+    counts = TokenCounts(
+        input_tokens=-(-request_bytes // _BYTES_A_TOKEN), output_tokens=-(-received_bytes // _BYTES_A_TOKEN)
+    )
+    return usage_of(model, counts).flagged(UsageFlag.ESTIMATED)
