@@ -20,7 +20,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 RELEASE := $(shell sed -n 's/^version = "\(.*\)"/\1/p' libs/protogen/pyproject.toml)
 IMAGE   := $(lastword $(shell ls protos/image/*.binpb 2>/dev/null | sort -V))
 
-.PHONY: help setup lock fmt lint type imports protos protos-check protos-release manifests test chaos check clean
+.PHONY: help setup lock fmt lint type imports protos protos-check protos-release manifests test chaos bench bench-peers check clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -94,6 +94,12 @@ test: $(STAMP) $(NODE_STAMP) ## Run every test.
 
 chaos: $(STAMP) ## Run only what kills, stalls and loses real processes.
 	$(BIN)/pytest -q tests/chaos
+
+bench: $(STAMP) ## Measure, against floors, bars and peers; ONLY=router measures a part, QUICK=1 briefly.
+	@$(BIN)/python -m bench.run
+
+bench-peers: $(STAMP) ## Install the gateways that `make bench` compares with, into bench/.peers.
+	@$(BIN)/python -m bench.peers.install
 
 check: lint type imports protos-check manifests test ## All that CI asks.
 

@@ -1,0 +1,122 @@
+"""Measure the suite, print the table, write bench/results/latest.json.
+
+    python -m bench.run            every part
+    ONLY=router,metering …         some parts
+    QUICK=1 …                      short: for a look, not for a verdict
+
+Ends with 1 when a part could not be measured. Nothing that it starts outlives it.
+"""
+
+import asyncio
+import os
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+
+from bench.errors import BenchError
+from bench.machine import describe, split_cores
+from bench.parts.floors import measure_floors
+from bench.parts.keyvault import measure_keyvault
+from bench.parts.memory import measure_memory
+from bench.parts.metering import measure_metering
+from bench.parts.router import measure_router, missing_peers
+from bench.peers.running import Peer, installed, open_peer
+from bench.room import FULL, QUICK, Room
+from bench.rows import Row, table_of, write_results
+from bench.suite import Suite, open_suite
+
+RESULTS: Final = Path(__file__).resolve().parent / "results" / "latest.json"
+
+
+def _say(text: str) -> None:
+    print(f"bench: {text}", file=sys.stderr, flush=True)
+
+
+async def _with_peers(room: Room, suite: Suite) -> list[Row]:
+    """Measure the Router beside the peers that are installed, each running only for that part."""
+    peers: list[Peer] = []
+    async with AsyncExitStack() as stack:
+        for name in installed():
+            folder = room.folder / name
+            await asyncio.to_thread(folder.mkdir)
+            _say(f"starting {name}")
+            peers.append(await stack.enter_async_context(open_peer(name, upstream=suite.upstream, folder=folder)))
+            room.groups[name] = [peers[-1].pid]
+        try:
+            for line in missing_peers(peers):
+                _say(line)
+            return await measure_router(room, suite, peers)
+        finally:
+            for peer in peers:
+                del room.groups[peer.name]
+
+
+_PARTS: Final[dict[str, Callable[[Room, Suite], Awaitable[list[Row]]]]] = {
+    "floors": measure_floors,
+    "keyvault": measure_keyvault,
+    "metering": measure_metering,
+    "router": _with_peers,
+    "memory": measure_memory,
+}
+
+
+async def measure(names: list[str], *, is_quick: bool) -> tuple[list[Row], list[str]]:
+    """Run the parts; return their rows, and what failed."""
+    rows: list[Row] = []
+    failures: list[str] = []
+    pace = QUICK if is_quick else FULL
+    with tempfile.TemporaryDirectory(prefix="byok-bench-") as folder:
+        async with AsyncExitStack() as stack:
+            room = Room(split_cores(), pace, Path(folder), stack)
+            _say("starting the suite, with its agents and keys")
+            suite = await stack.enter_async_context(open_suite(room))
+            for name in names:
+                _say(f"measuring {name}")
+                try:
+                    async with AsyncExitStack() as part:
+                        room.stack = part
+                        rows += await _PARTS[name](room, suite)
+                except BenchError as error:
+                    failures.append(f"{name}: {error}")
+                finally:
+                    room.groups.pop("drivers", None)
+    return rows, failures
+
+
+def _asked() -> list[str]:
+    """Return the parts that were asked for.
+
+    Raises:
+        BenchError: there is no such part.
+    """
+    names = [name.strip() for name in os.environ.get("ONLY", "").split(",") if name.strip()]
+    unknown = [name for name in names if name not in _PARTS]
+    if unknown:
+        raise BenchError(f"no part is called {', '.join(unknown)}; there are {', '.join(_PARTS)}")
+    return names or list(_PARTS)
+
+
+def main() -> int:
+    """Measure, print and write."""
+    try:
+        machine = describe()
+        is_quick = os.environ.get("QUICK", "") not in {"", "0"}
+        rows, failures = asyncio.run(measure(_asked(), is_quick=is_quick))
+    except BenchError as error:
+        _say(str(error))
+        return 1
+    Console().print(table_of(rows))
+    write_results(RESULTS, machine={**machine, "is_quick": is_quick}, rows=rows)
+    _say(f"wrote {RESULTS.relative_to(Path.cwd())}" if RESULTS.is_relative_to(Path.cwd()) else f"wrote {RESULTS}")
+    for failure in failures:
+        _say(f"FAILED {failure}")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
