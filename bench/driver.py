@@ -54,7 +54,7 @@ def _say(answer: bytes) -> None:
 
 async def _main() -> None:
     lines = await _lines()
-    job = msgspec.json.decode(await lines.readline(), type=Job)  # type: ignore[var-annotated, arg-type]  # mypy takes a union for a value here.
+    job = msgspec.json.decode(await lines.readline(), type=Job)
     async with _open(job) as call:
         gc.freeze()
         _say(b"{}")

@@ -24,6 +24,8 @@ from byok.metering.v1.limit_service_pb2 import (
     LIMIT_WINDOW_MINUTE,
     LIMIT_WINDOW_MONTH,
     Limit,
+    LimitUnit,
+    LimitWindow,
     SetLimitRequest,
 )
 from byok.metering.v1.limit_service_pb2_grpc import LimitServiceStub
@@ -35,7 +37,7 @@ from servicekit.ids import new_uuid7
 
 _AT_ONCE: Final = 16
 _CALL_SECONDS: Final = 60
-_AMOUNT: Final = 2**53 - 1
+_OUT_OF_REACH: Final = 2**53 - 1
 _Item = TypeVar("_Item")
 
 
@@ -62,8 +64,13 @@ class Desk:
     providers: ProviderServiceStub
 
     async def register(self, fleet: list[Member]) -> None:
-        """Register the agents."""
-        await _each(fleet, self._register)
+        """Register the agents, and raise the default daily cost cap of their accounts out of the load's reach."""
+
+        async def enlist(member: Member) -> None:
+            await self._register(member)
+            await self._set_limit(member, LIMIT_UNIT_COST, LIMIT_WINDOW_DAY)
+
+        await _each(fleet, enlist)
 
     async def give_keys(self, fleet: list[Member], *, base_url: str, custody: Custody.ValueType) -> None:
         """Store a key for each owner and have it validated.
@@ -78,10 +85,10 @@ class Desk:
         await _each(fleet, give)
 
     async def set_eight_limits(self, fleet: list[Member]) -> None:
-        """Set every account up to eight limits, the default daily cost cap among them, all out of reach."""
+        """Give every account eight limits, the raised daily cost cap among them, all out of reach."""
 
         async def limit(member: Member) -> None:
-            for unit, window in _EIGHT:
+            for unit, window in _FURTHER_SEVEN:
                 await self._set_limit(member, unit, window)
 
         await _each(fleet, limit)
@@ -122,7 +129,7 @@ class Desk:
         if validated.verdict != KEY_VERDICT_VALID:
             raise BenchError(f"the key of {member.owner_id} is not valid: {validated.explanation}")
 
-    async def _set_limit(self, member: Member, unit: int, window: int) -> None:
+    async def _set_limit(self, member: Member, unit: LimitUnit.ValueType, window: LimitWindow.ValueType) -> None:
         await self.limits.SetLimit(
             SetLimitRequest(
                 request_id=_new_id(),
@@ -133,22 +140,21 @@ class Desk:
                     whole_account=True,
                     unit=unit,
                     window=window,
-                    amount=_AMOUNT,
+                    amount=_OUT_OF_REACH,
                 ),
             ),
             timeout=_CALL_SECONDS,
         )
 
 
-_EIGHT: Final = (
+# With the daily cost cap that every account has.
+_FURTHER_SEVEN: Final = (
     (LIMIT_UNIT_CALLS, LIMIT_WINDOW_MINUTE),
     (LIMIT_UNIT_CALLS, LIMIT_WINDOW_HOUR),
     (LIMIT_UNIT_CALLS, LIMIT_WINDOW_DAY),
     (LIMIT_UNIT_CALLS, LIMIT_WINDOW_MONTH),
     (LIMIT_UNIT_TOKENS, LIMIT_WINDOW_DAY),
     (LIMIT_UNIT_TOKENS, LIMIT_WINDOW_MONTH),
-    # The default daily cost cap is this very limit, so that it is raised, not doubled.
-    (LIMIT_UNIT_COST, LIMIT_WINDOW_DAY),
     (LIMIT_UNIT_COST, LIMIT_WINDOW_MONTH),
 )
 

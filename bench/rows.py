@@ -11,6 +11,7 @@ from statistics import median
 from typing import Final, Literal
 
 from rich.table import Table
+from typing_extensions import override
 
 from bench.errors import BenchError
 
@@ -29,6 +30,7 @@ class Bar:
         """Tell whether the value is on the right side."""
         return value >= self.amount if self.direction == AT_LEAST else value <= self.amount
 
+    @override
     def __str__(self) -> str:
         """Write it as it stands in the results."""
         return f"{self.direction} {self.amount:g}"

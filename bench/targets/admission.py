@@ -12,7 +12,7 @@ from bench.canned import MODEL
 from bench.closed_loop import Call
 from bench.errors import BenchError
 from bench.jobs import PairsJob
-from bench.targets.connection import open_channel
+from bench.targets.connection import bytes_call, open_channel
 from byok.metering.v1.admission_service_pb2 import (
     ReserveBatchRequest,
     ReserveBatchResponse,
@@ -70,21 +70,19 @@ async def pairs(job: PairsJob) -> AsyncIterator[Call]:
         _attribution(agent_id, owner_id) for agent_id, owner_id in zip(job.agent_ids, job.owner_ids, strict=True)
     )
     async with open_channel(job.metering) as channel:
-        reserve = channel.unary_unary("/byok.metering.v1.AdmissionService/ReserveBatch")
-        settle = channel.unary_unary("/byok.metering.v1.AdmissionService/SettleBatch")
+        reserve = bytes_call(channel, "byok.metering.v1.AdmissionService/ReserveBatch")
+        settle = bytes_call(channel, "byok.metering.v1.AdmissionService/SettleBatch")
 
         async def call() -> int:
             items = [_reserve_item(holder, next(attributions)) for _ in range(job.batch)]
             reserved = ReserveBatchResponse.FromString(
-                await reserve(ReserveBatchRequest(items=items).SerializeToString(), timeout=30)
+                await reserve(ReserveBatchRequest(items=items).SerializeToString())
             )
             refused = [result for result in reserved.results if not result.HasField("grant")]
             if refused:
                 raise BenchError(f"{len(refused)} of {len(items)} reserves refused: {refused[:1]}")
             truths = [_settle_item(item, result.grant) for item, result in zip(items, reserved.results, strict=True)]
-            settled = SettleBatchResponse.FromString(
-                await settle(SettleBatchRequest(items=truths).SerializeToString(), timeout=30)
-            )
+            settled = SettleBatchResponse.FromString(await settle(SettleBatchRequest(items=truths).SerializeToString()))
             missed = [result for result in settled.results if not result.HasField("settled")]
             if missed or len(settled.results) != job.batch:
                 raise BenchError(f"{len(missed)} of {len(items)} settles refused: {missed[:1]}")

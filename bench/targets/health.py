@@ -8,7 +8,7 @@ from grpc_health.v1 import health_pb2
 from bench.closed_loop import Call
 from bench.errors import BenchError
 from bench.jobs import HealthJob
-from bench.targets.connection import open_channel
+from bench.targets.connection import bytes_call, open_channel
 
 
 @asynccontextmanager
@@ -17,10 +17,10 @@ async def health(job: HealthJob) -> AsyncIterator[Call]:
     request = health_pb2.HealthCheckRequest().SerializeToString()
     serving = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING).SerializeToString()
     async with open_channel(job.server) as channel:
-        check = channel.unary_unary("/grpc.health.v1.Health/Check")
+        check = bytes_call(channel, "grpc.health.v1.Health/Check")
 
         async def call() -> int:
-            answer: bytes = await check(request, timeout=30)
+            answer = await check(request)
             if answer != serving:
                 raise BenchError("the server is not serving")
             return 1

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from bench.closed_loop import Call
 from bench.errors import BenchError
 from bench.jobs import LeasesJob
-from bench.targets.connection import open_channel
+from bench.targets.connection import bytes_call, open_channel
 from byok.keyvault.v1.lease_pb2 import AgentPurpose, LeaseItem
 from byok.keyvault.v1.lease_service_pb2 import AcquireLeasesRequest, AcquireLeasesResponse
 from byok.type.v1.operation_pb2 import OPERATION_GUARDRAIL_EVALUATION
@@ -30,10 +30,10 @@ async def leases(job: LeasesJob) -> AsyncIterator[Call]:
         for batch in _batches(job.agent_ids, job.batch)
     )
     async with open_channel(job.keyvault) as channel:
-        acquire = channel.unary_unary("/byok.keyvault.v1.LeaseService/AcquireLeases")
+        acquire = bytes_call(channel, "byok.keyvault.v1.LeaseService/AcquireLeases")
 
         async def call() -> int:
-            answer = AcquireLeasesResponse.FromString(await acquire(next(requests), timeout=30))
+            answer = AcquireLeasesResponse.FromString(await acquire(next(requests)))
             refused = [result for result in answer.results if not result.HasField("lease")]
             if refused or len(answer.results) != job.batch or not answer.sealed_leases:
                 raise BenchError(f"{len(refused)} of {len(answer.results)} leases refused: {refused[:1]}")
