@@ -11,6 +11,7 @@ import re
 import tomllib
 from importlib import resources
 from typing import Final, TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -73,6 +74,19 @@ class Catalogue:
     def provider(self, slug: str) -> Provider | None:
         """Return the provider of that slug."""
         return self._providers.get(slug)
+
+    def vendor_of(self, provider: str, base_url: str) -> str:
+        """Return whose host a base URL is.
+
+        An owner may give a known vendor's host as a compatible one (spec 8.6); then that vendor's models, prices and
+        quirks apply. Any other host is the provider's own.
+        """
+        row = self._providers.get(provider)
+        if row is None or not row.takes_any_model:
+            return provider
+        host = urlsplit(base_url).hostname or ""
+        known = (other for other in self._providers.values() if other.dialect is row.dialect)
+        return next((other.slug for other in known if host in other.fixed_hosts), provider)
 
     def models(self, provider: str) -> tuple[Model, ...]:
         """Return the reviewed models of a provider, each once."""

@@ -190,6 +190,7 @@ class Completion:
         vendor_finish_reason: The vendor's own word, at most 64 characters.
         response_id: The vendor's id of the answer, for its support; empty where there is none.
         tier: The service tier that the vendor says it used.
+        region: Where the vendor says that it ran, in the vendor's word.
         upstream: The vendor behind the vendor, where one is named (OpenRouter).
         provider_cost_nano_usd: What the vendor says that the call cost, ``None`` where it says nothing.
         other_texts: The texts of further candidates, where several were asked for.
@@ -206,6 +207,7 @@ class Completion:
     vendor_finish_reason: str = ""
     response_id: str = ""
     tier: str | None = None
+    region: str | None = None
     upstream: str | None = None
     provider_cost_nano_usd: int | None = None
     other_texts: tuple[str, ...] = ()

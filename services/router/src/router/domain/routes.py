@@ -17,6 +17,7 @@ class Route:
         base_url: From the sealed lease, without a trailing slash.
         model: What is known of the model: reviewed by the catalogue, or declared by the owner.
         tier: The owner's mapped service tier; ``None`` asks for the vendor's standard one.
+        vendor: Whose host this is: another slug than ``provider`` where a compatible base URL is a known vendor's.
         allowed_features: What the mapping allows beyond the plain call, such as vendor-run tools.
     """
 
@@ -25,7 +26,13 @@ class Route:
     base_url: str
     model: Model
     tier: str | None = None
+    vendor: str = ""
     allowed_features: frozenset[str] = field(default_factory=frozenset)
+
+    def __post_init__(self) -> None:
+        """Take the provider as the vendor where none is named."""
+        if not self.vendor:
+            object.__setattr__(self, "vendor", self.provider)
 
     def url(self, path: str) -> str:
         """Return the absolute URL of a path that begins with a slash."""

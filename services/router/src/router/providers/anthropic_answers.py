@@ -98,6 +98,7 @@ def completion_of(body: Json, response: WireResponse, route: Route) -> Completio
         vendor_finish_reason=said[:64],
         response_id=text_of(body, "id"),
         tier=optional_text_of(object_of(body, "usage"), "service_tier"),
+        region=optional_text_of(object_of(body, "usage"), "inference_geo"),
     )
 
 

@@ -37,6 +37,7 @@ class Vendor:
         effort: Where it takes the reasoning effort.
         strict_schema: Whether it knows ``strict`` beside a schema.
         routes_upstreams: Whether it chooses among upstreams, so that parameters and the price must be pinned.
+        reports_cost: Whether its word on what a call cost is what it charges.
         base64_vectors: Whether it can answer vectors as base64, which is a third of the bytes.
         takes_embedding_dimensions: Whether its embedding endpoint knows ``dimensions``.
     """
@@ -47,6 +48,7 @@ class Vendor:
     effort: EffortField = EffortField.REASONING_EFFORT
     strict_schema: bool = True
     routes_upstreams: bool = False
+    reports_cost: bool = False
     base64_vectors: bool = False
     takes_embedding_dimensions: bool = True
 
@@ -58,7 +60,9 @@ VENDORS: Final = {
     "fireworks": Vendor(failures=failure_tables.FIREWORKS, strict_schema=False),
     "cerebras": Vendor(failures=failure_tables.CEREBRAS),
     "deepseek": Vendor(failures=failure_tables.DEEPSEEK, effort=EffortField.THINKING),
-    "openrouter": Vendor(failures=failure_tables.OPENROUTER, effort=EffortField.REASONING, routes_upstreams=True),
+    "openrouter": Vendor(
+        failures=failure_tables.OPENROUTER, effort=EffortField.REASONING, routes_upstreams=True, reports_cost=True
+    ),
     "vllm": Vendor(failures=failure_tables.VLLM),
     "openai_compatible": Vendor(failures=failure_tables.COMPATIBLE),
 }

@@ -42,7 +42,7 @@ class OpenAIChatCodec(Codec):
             "messages": _messages(call, route),
             route.model.token_limit_parameter: call.output_tokens_max,
         }
-        quirks = vendor(route.provider)
+        quirks = vendor(route.vendor)
         if call.temperature is not None and route.model.takes_temperature:
             body["temperature"] = call.temperature
         if call.schema is not None:
@@ -64,15 +64,15 @@ class OpenAIChatCodec(Codec):
 
     @override
     def parse_chat(self, response: WireResponse, route: Route, /) -> Completion:
-        return parse_completion(response, route, vendor(route.provider).failures)
+        return parse_completion(response, route, vendor(route.vendor).failures)
 
     @override
     def decode_stream(self, response: WireResponse, route: Route, /) -> StreamDecoder:
-        return ChatDecoder(response, route, table=vendor(route.provider).failures)
+        return ChatDecoder(response, route, table=vendor(route.vendor).failures)
 
     @override
     def classify(self, response: WireResponse, route: Route, /) -> ProviderError:
-        return vendor(route.provider).failures.classify(response, route.provider)
+        return vendor(route.vendor).failures.classify(response, route.provider)
 
     @override
     def build_list_models(self, route: Route, /) -> WireRequest:
@@ -81,9 +81,7 @@ class OpenAIChatCodec(Codec):
     @override
     def parse_models(self, response: WireResponse, route: Route, /) -> tuple[str, ...]:
         # Together answers a bare list where the others answer an object.
-        rows = _bare_list(response) or objects_of(
-            success_body(response, route, vendor(route.provider).failures), "data"
-        )
+        rows = _bare_list(response) or objects_of(success_body(response, route, vendor(route.vendor).failures), "data")
         return tuple(name for row in rows if (name := text_of(row, "id")))
 
 

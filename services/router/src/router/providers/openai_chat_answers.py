@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from router.domain.completions import Completion, CompletionPart, Delta, DeltaKind, FinishReason, PartKind, ToolCall
 from router.providers.decoding import BaseDecoder
+from router.providers.dialects import vendor
 from router.providers.failures import FailureTable, is_error_body, malformed, success_body
 from router.providers.json_reading import (
     Json,
@@ -91,7 +92,7 @@ def completion_of(body: Json, response: WireResponse, route: Route) -> Completio
         response_id=text_of(body, "id"),
         tier=optional_text_of(body, "service_tier"),
         upstream=optional_text_of(body, "provider"),
-        provider_cost_nano_usd=cost_nano_usd(usage),
+        provider_cost_nano_usd=cost_nano_usd(usage) if vendor(route.vendor).reports_cost else None,
         other_texts=tuple(_joined(tuple(_parts(object_of(other, "message"))), PartKind.TEXT) for other in choices[1:]),
     )
 

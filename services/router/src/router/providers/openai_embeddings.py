@@ -30,7 +30,7 @@ class OpenAIEmbeddingCodec(EmbeddingCodec):
 
     @override
     def build_embed(self, call: EmbedCall, route: Route, /) -> WireRequest:
-        quirks = vendor(route.provider)
+        quirks = vendor(route.vendor)
         facts = route.model.embedding
         body: Json = {
             "model": route.model.model_id,
@@ -45,7 +45,7 @@ class OpenAIEmbeddingCodec(EmbeddingCodec):
 
     @override
     def parse_embed(self, response: WireResponse, call: EmbedCall, route: Route, /) -> EmbeddingResult:
-        body = success_body(response, route, vendor(route.provider).failures)
+        body = success_body(response, route, vendor(route.vendor).failures)
         rows = sorted(objects_of(body, "data"), key=lambda row: count_of(row, "index"))
         try:
             vectors = tuple(read_vector(row.get("embedding")) for row in rows)
@@ -59,7 +59,7 @@ class OpenAIEmbeddingCodec(EmbeddingCodec):
             usage=usage_from(usage, model),
             model=model,
             dimensions=call.dimensions,
-            provider_cost_nano_usd=cost_nano_usd(usage),
+            provider_cost_nano_usd=cost_nano_usd(usage) if vendor(route.vendor).reports_cost else None,
         )
 
 

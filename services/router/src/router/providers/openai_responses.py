@@ -118,7 +118,7 @@ def parse_response(response: WireResponse, route: Route) -> Completion:
     Raises:
         ProviderError: The status or the body is an error, or the body is no response.
     """
-    return completion_of(success_body(response, route, vendor(route.provider).failures), response, route)
+    return completion_of(success_body(response, route, vendor(route.vendor).failures), response, route)
 
 
 def completion_of(body: Json, response: WireResponse, route: Route) -> Completion:
@@ -146,7 +146,7 @@ def completion_of(body: Json, response: WireResponse, route: Route) -> Completio
         vendor_finish_reason=said[:64],
         response_id=text_of(body, "id"),
         tier=optional_text_of(body, "service_tier"),
-        provider_cost_nano_usd=cost_nano_usd(usage),
+        provider_cost_nano_usd=cost_nano_usd(usage) if vendor(route.vendor).reports_cost else None,
     )
 
 
@@ -261,7 +261,7 @@ class ResponsesDecoder(BaseDecoder):
             self._is_complete = True
 
     def _fail(self, event: Json) -> None:
-        table = vendor(self._route.provider).failures
+        table = vendor(self._route.vendor).failures
         self._failure = table.classify_event(event, self._response, self._route.provider)
 
     @override

@@ -62,7 +62,10 @@ def cost_nano_usd(usage: Json) -> int | None:
         return None
     upstream = number_of(object_of(usage, "cost_details"), "upstream_inference_cost")
     total = Decimal(str(own))
-    if usage.get("is_byok") is True and upstream is not None and 0 <= upstream <= _COST_MAX_USD:
+    if usage.get("is_byok") is True:
+        # Without the upstream's price the greater half of the cost is unknown, so the whole is.
+        if upstream is None or not 0 <= upstream <= _COST_MAX_USD:
+            return None
         total += Decimal(str(upstream))
     return int((total * _NANO).to_integral_value(rounding="ROUND_CEILING"))
 
