@@ -1,0 +1,342 @@
+-- Custody of provider keys: the audit log, authority rows, sealed secrets, the keyring, request ids and watchers.
+--
+-- Lock order, everywhere: rows of keyring_keys (FOR SHARE by whoever wraps or signs, FOR UPDATE by whoever changes a
+-- state), then audit_head, then everything else.
+
+-- The head of the log. Whoever appends locks this row, so the audit index is gapless and in commit order.
+CREATE TABLE audit_head (
+    only_row   boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    last_index bigint NOT NULL CHECK (last_index >= 0)
+) WITH (fillfactor = 10);
+
+INSERT INTO audit_head (last_index) VALUES (0);
+
+-- The log. kind below 100: a change of what a lease says, which watchers are told.
+CREATE TABLE audit_entries (
+    audit_index bigint   PRIMARY KEY,
+    kind        smallint NOT NULL,
+    leaf        bytea    NOT NULL,
+    leaf_hash   bytea    NOT NULL CHECK (octet_length(leaf_hash) = 32)
+);
+
+CREATE INDEX audit_entries_authority ON audit_entries (audit_index) WHERE kind < 100;
+
+-- Provider keys, one row for each state that a key has had; the present one has no superseded_index. `record` is what the
+-- HMAC covers and what the service goes by; the other columns find it, and must agree with it.
+CREATE TABLE agent_ai_keys (
+    provider_key_id  text     NOT NULL,
+    audit_index      bigint   NOT NULL,
+    superseded_index bigint   CHECK (superseded_index > audit_index),
+    scope            smallint NOT NULL,
+    owner_kind       smallint NOT NULL,
+    owner_id         text     NOT NULL,
+    agent_id         text     NOT NULL,
+    provider         text     NOT NULL,
+    base_url         text     NOT NULL,
+    priority         integer  NOT NULL,
+    state            smallint NOT NULL,
+    key_version      bigint   NOT NULL,
+    record           bytea    NOT NULL,
+    mac_key_version  integer  NOT NULL,
+    mac              bytea    NOT NULL CHECK (octet_length(mac) = 32),
+    PRIMARY KEY (provider_key_id, audit_index)
+);
+
+CREATE UNIQUE INDEX agent_ai_keys_present ON agent_ai_keys (provider_key_id) WHERE superseded_index IS NULL;
+CREATE INDEX agent_ai_keys_of_agent ON agent_ai_keys (agent_id)
+    WHERE superseded_index IS NULL AND scope = 1 AND state <> 7;
+CREATE INDEX agent_ai_keys_of_owner ON agent_ai_keys (owner_id)
+    WHERE superseded_index IS NULL AND scope = 2 AND state <> 7;
+CREATE INDEX agent_ai_keys_of_platform ON agent_ai_keys (provider)
+    WHERE superseded_index IS NULL AND scope = 4 AND state <> 7;
+CREATE INDEX agent_ai_keys_of_account ON agent_ai_keys (owner_kind, owner_id, provider_key_id)
+    WHERE superseded_index IS NULL;
+
+-- Sealed secrets. Apart from the authority rows, because a rewrap writes all of these and none of those: room is left on
+-- each page, and the KEK version is not indexed, so that a rewrap stays on the page.
+CREATE TABLE agent_ai_key_secrets (
+    provider_key_id      text    NOT NULL,
+    key_version          bigint  NOT NULL,
+    sealed_secret        bytea   NOT NULL,
+    wrapped_dek          bytea   NOT NULL,
+    kek_version          integer NOT NULL,
+    equality_mac_version integer NOT NULL,
+    equality_mac         bytea   NOT NULL CHECK (octet_length(equality_mac) = 32),
+    PRIMARY KEY (provider_key_id, key_version)
+) WITH (fillfactor = 50);
+
+CREATE INDEX agent_ai_key_secrets_equal ON agent_ai_key_secrets (equality_mac);
+
+-- Which owner and account an agent belongs to; rows as in agent_ai_keys.
+CREATE TABLE agent_bindings (
+    agent_id         text    NOT NULL,
+    audit_index      bigint  NOT NULL,
+    superseded_index bigint  CHECK (superseded_index > audit_index),
+    owner_id         text    NOT NULL,
+    record           bytea   NOT NULL,
+    mac_key_version  integer NOT NULL,
+    mac              bytea   NOT NULL CHECK (octet_length(mac) = 32),
+    PRIMARY KEY (agent_id, audit_index)
+);
+
+CREATE UNIQUE INDEX agent_bindings_present ON agent_bindings (agent_id) WHERE superseded_index IS NULL;
+
+-- The keyring, wrapped by the root key. purpose: 1 KEK, 2 authority HMAC, 3 equality HMAC, 4 submission.
+-- state: 1 STAGED, 2 PRIMARY, 3 DECRYPT_ONLY, 4 DISABLED, 5 DESTROYED.
+CREATE TABLE keyring_keys (
+    purpose     smallint NOT NULL,
+    version     integer  NOT NULL CHECK (version > 0),
+    state       smallint NOT NULL,
+    root_key_id text     NOT NULL,
+    wrapped_key bytea    NOT NULL,
+    canary      bytea    NOT NULL,
+    PRIMARY KEY (purpose, version)
+);
+
+CREATE UNIQUE INDEX keyring_keys_primary ON keyring_keys (purpose) WHERE state = 2;
+
+-- What a request id was used for. `scope` is the RPC and the principal.
+CREATE TABLE requests (
+    scope           text        NOT NULL,
+    request_id      uuid        NOT NULL,
+    mac_key_version integer     NOT NULL,
+    body_mac        bytea       NOT NULL CHECK (octet_length(body_mac) = 32),
+    resource_id     text        NOT NULL,
+    audit_index     bigint      NOT NULL,
+    create_time     timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (scope, request_id)
+);
+
+CREATE INDEX requests_create_time ON requests (create_time);
+
+-- Router processes that watch. A revocation waits for each until it has acknowledged, or usable_until has passed.
+CREATE TABLE watchers (
+    caller       text        NOT NULL,
+    holder       text        NOT NULL,
+    acked_index  bigint      NOT NULL,
+    usable_until timestamptz NOT NULL,
+    PRIMARY KEY (caller, holder)
+) WITH (fillfactor = 50);
+
+-- Append only, as far as one role can bind itself: whoever may drop triggers may still forge rows, but not their HMACs.
+CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'rows of % are append only', TG_TABLE_NAME USING ERRCODE = 'insufficient_privilege';
+END $$;
+
+CREATE FUNCTION allow_superseding_only() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF OLD.superseded_index IS NULL AND NEW.superseded_index IS NOT NULL THEN
+        OLD.superseded_index := NEW.superseded_index;
+        IF OLD IS NOT DISTINCT FROM NEW THEN
+            RETURN NEW;
+        END IF;
+    END IF;
+    RAISE EXCEPTION 'rows of % are superseded, never edited', TG_TABLE_NAME USING ERRCODE = 'insufficient_privilege';
+END $$;
+
+CREATE FUNCTION allow_growth_only() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NEW.last_index < OLD.last_index THEN
+        RAISE EXCEPTION 'the head of the log only grows' USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    RETURN NEW;
+END $$;
+
+CREATE TRIGGER audit_entries_append_only BEFORE UPDATE OR DELETE ON audit_entries
+    FOR EACH ROW EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER audit_entries_no_truncate BEFORE TRUNCATE ON audit_entries
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER audit_head_grows BEFORE UPDATE ON audit_head FOR EACH ROW EXECUTE FUNCTION allow_growth_only();
+CREATE TRIGGER audit_head_stays BEFORE DELETE ON audit_head FOR EACH ROW EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER audit_head_no_truncate BEFORE TRUNCATE ON audit_head
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER agent_ai_keys_superseded BEFORE UPDATE ON agent_ai_keys
+    FOR EACH ROW EXECUTE FUNCTION allow_superseding_only();
+CREATE TRIGGER agent_ai_keys_kept BEFORE DELETE ON agent_ai_keys FOR EACH ROW EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER agent_ai_keys_no_truncate BEFORE TRUNCATE ON agent_ai_keys
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER agent_bindings_superseded BEFORE UPDATE ON agent_bindings
+    FOR EACH ROW EXECUTE FUNCTION allow_superseding_only();
+CREATE TRIGGER agent_bindings_kept BEFORE DELETE ON agent_bindings FOR EACH ROW EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER agent_bindings_no_truncate BEFORE TRUNCATE ON agent_bindings
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+
+-- Appends entries and returns the index of the first. The lock on the head lasts until the commit of this one statement:
+-- it is never held by a client, which could be stopped while it holds it.
+CREATE FUNCTION append_audit_entries(p_kinds smallint[], p_leaves bytea[]) RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+    v_last bigint;
+BEGIN
+    SELECT last_index INTO STRICT v_last FROM audit_head FOR UPDATE;
+    INSERT INTO audit_entries (audit_index, kind, leaf, leaf_hash)
+    SELECT v_last + added.position, added.kind, added.leaf, sha256('\x00'::bytea || added.leaf)
+    FROM unnest(p_kinds, p_leaves) WITH ORDINALITY AS added (kind, leaf, position);
+    UPDATE audit_head SET last_index = v_last + cardinality(p_leaves);
+    RETURN v_last + 1;
+END $$;
+
+-- Grants the leases of a batch whose authority is still what was read, and returns their secrets, still sealed. An item
+-- that is missing in the answer was overtaken by a change, and nothing was appended for it.
+CREATE FUNCTION append_leases(
+    p_agent_ids text[], p_binding_indexes bigint[], p_key_ids text[], p_key_indexes bigint[], p_leaves bytea[]
+) RETURNS TABLE (item bigint, audit_index bigint, sealed_secret bytea, wrapped_dek bytea) LANGUAGE plpgsql AS $$
+DECLARE
+    v_last  bigint;
+    v_count bigint;
+BEGIN
+    SELECT last_index INTO STRICT v_last FROM audit_head FOR UPDATE;
+    -- A statement of its own: it sees everything committed before the lock was ours. In the statement that waits for
+    -- the lock, authority would be read from the snapshot taken before the wait, and a key revoked meanwhile would pass.
+    RETURN QUERY
+    WITH granted AS MATERIALIZED (
+        SELECT asked.item, asked.leaf, s.sealed_secret, s.wrapped_dek,
+               v_last + row_number() OVER (ORDER BY asked.item) AS audit_index
+        FROM unnest(p_agent_ids, p_binding_indexes, p_key_ids, p_key_indexes, p_leaves)
+             WITH ORDINALITY AS asked (agent_id, binding_index, key_id, key_index, leaf, item)
+        JOIN agent_ai_keys k
+          ON k.provider_key_id = asked.key_id AND k.audit_index = asked.key_index AND k.superseded_index IS NULL
+        JOIN agent_ai_key_secrets s ON s.provider_key_id = k.provider_key_id AND s.key_version = k.key_version
+        LEFT JOIN agent_bindings b
+          ON b.agent_id = asked.agent_id AND b.audit_index = asked.binding_index AND b.superseded_index IS NULL
+        WHERE asked.agent_id = '' OR b.agent_id IS NOT NULL
+    ), appended AS (
+        INSERT INTO audit_entries (audit_index, kind, leaf, leaf_hash)
+        SELECT g.audit_index, 100, g.leaf, sha256('\x00'::bytea || g.leaf) FROM granted g
+    )
+    SELECT g.item, g.audit_index, g.sealed_secret, g.wrapped_dek FROM granted g;
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    UPDATE audit_head SET last_index = v_last + v_count;
+END $$;
+
+-- Takes the keys that wrap and sign FOR SHARE, and says whether each is PRIMARY still.
+CREATE FUNCTION share_primary_keys(p_kek_version integer, p_mac_key_version integer) RETURNS boolean
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_count integer;
+BEGIN
+    PERFORM 1 FROM keyring_keys
+    WHERE state = 2 AND ((purpose = 1 AND version = p_kek_version) OR (purpose = 2 AND version = p_mac_key_version))
+    ORDER BY purpose
+    FOR SHARE;
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    RETURN v_count = CASE WHEN p_kek_version IS NULL THEN 1 ELSE 2 END;
+END $$;
+
+-- Writes one authority row of a provider key with its audit entry, secret and request id, or nothing.
+-- status: WRITTEN · REPLAYED (audit_index is the first answer's) · STALE (another row is the present one) ·
+-- WINDOW_MISSED (audit_index is the head) · KEY_NOT_PRIMARY.
+CREATE FUNCTION put_provider_key(
+    p_row jsonb, p_record bytea, p_mac_first_index bigint, p_macs bytea[], p_kind smallint, p_leaf bytea,
+    p_secret jsonb, p_sealed_secret bytea, p_wrapped_dek bytea, p_request jsonb
+) RETURNS TABLE (status text, audit_index bigint) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    v_last    bigint;
+    v_index   bigint;
+    v_present bigint;
+    v_first   bigint;
+    v_key_id  text := p_row ->> 'provider_key_id';
+BEGIN
+    IF NOT share_primary_keys((p_secret ->> 'kek_version')::integer, (p_row ->> 'mac_key_version')::integer) THEN
+        RETURN QUERY SELECT 'KEY_NOT_PRIMARY', 0::bigint;
+        RETURN;
+    END IF;
+    SELECT last_index INTO STRICT v_last FROM audit_head FOR UPDATE;
+    v_index := v_last + 1;
+    SELECT r.audit_index INTO v_first FROM requests r
+    WHERE r.scope = p_request ->> 'scope' AND r.request_id = (p_request ->> 'request_id')::uuid;
+    IF FOUND THEN
+        RETURN QUERY SELECT 'REPLAYED', v_first;
+        RETURN;
+    END IF;
+    SELECT k.audit_index INTO v_present FROM agent_ai_keys k
+    WHERE k.provider_key_id = v_key_id AND k.superseded_index IS NULL;
+    IF coalesce(v_present, 0) <> (p_row ->> 'expected_index')::bigint THEN
+        RETURN QUERY SELECT 'STALE', coalesce(v_present, 0);
+        RETURN;
+    END IF;
+    IF v_index < p_mac_first_index OR v_index >= p_mac_first_index + cardinality(p_macs) THEN
+        RETURN QUERY SELECT 'WINDOW_MISSED', v_last;
+        RETURN;
+    END IF;
+    UPDATE agent_ai_keys k SET superseded_index = v_index
+    WHERE k.provider_key_id = v_key_id AND k.superseded_index IS NULL;
+    INSERT INTO agent_ai_keys (
+        provider_key_id, audit_index, scope, owner_kind, owner_id, agent_id, provider, base_url, priority, state,
+        key_version, record, mac_key_version, mac)
+    SELECT v_key_id, v_index, n.scope, n.owner_kind, n.owner_id, n.agent_id, n.provider, n.base_url, n.priority,
+           n.state, n.key_version, p_record, n.mac_key_version, p_macs[v_index - p_mac_first_index + 1]
+    FROM jsonb_to_record(p_row) AS n (
+        scope smallint, owner_kind smallint, owner_id text, agent_id text, provider text, base_url text,
+        priority integer, state smallint, key_version bigint, mac_key_version integer);
+    -- The secret of an earlier version, or of a revoked key, is never opened again: keep no copy.
+    IF p_secret IS NOT NULL OR (p_row ->> 'state')::smallint = 7 THEN
+        DELETE FROM agent_ai_key_secrets s WHERE s.provider_key_id = v_key_id;
+    END IF;
+    IF p_secret IS NOT NULL THEN
+        INSERT INTO agent_ai_key_secrets (
+            provider_key_id, key_version, sealed_secret, wrapped_dek, kek_version, equality_mac_version, equality_mac)
+        SELECT v_key_id, (p_row ->> 'key_version')::bigint, p_sealed_secret, p_wrapped_dek, n.kek_version,
+               n.equality_mac_version, decode(n.equality_mac, 'hex')
+        FROM jsonb_to_record(p_secret) AS n (kek_version integer, equality_mac_version integer, equality_mac text);
+    END IF;
+    PERFORM remember_request(p_request, v_key_id, v_index);
+    PERFORM append_audit_entries(ARRAY[p_kind], ARRAY[p_leaf]);
+    PERFORM pg_notify('keyvault_authority', v_index::text);
+    RETURN QUERY SELECT 'WRITTEN', v_index;
+END $$;
+
+CREATE FUNCTION remember_request(p_request jsonb, p_resource_id text, p_audit_index bigint) RETURNS void
+LANGUAGE sql AS $$
+    INSERT INTO requests (scope, request_id, mac_key_version, body_mac, resource_id, audit_index)
+    SELECT n.scope, n.request_id, n.mac_key_version, decode(n.body_mac, 'hex'), p_resource_id, p_audit_index
+    FROM jsonb_to_record(p_request) AS n (scope text, request_id uuid, mac_key_version integer, body_mac text)
+    WHERE p_request IS NOT NULL;
+$$;
+
+-- Writes one authority row of a binding with its audit entry and request id, or nothing. status as in put_provider_key.
+CREATE FUNCTION put_agent_binding(
+    p_row jsonb, p_record bytea, p_mac_first_index bigint, p_macs bytea[], p_kind smallint, p_leaf bytea,
+    p_request jsonb
+) RETURNS TABLE (status text, audit_index bigint) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    v_last     bigint;
+    v_index    bigint;
+    v_present  bigint;
+    v_first    bigint;
+    v_agent_id text := p_row ->> 'agent_id';
+BEGIN
+    IF NOT share_primary_keys(NULL, (p_row ->> 'mac_key_version')::integer) THEN
+        RETURN QUERY SELECT 'KEY_NOT_PRIMARY', 0::bigint;
+        RETURN;
+    END IF;
+    SELECT last_index INTO STRICT v_last FROM audit_head FOR UPDATE;
+    v_index := v_last + 1;
+    SELECT r.audit_index INTO v_first FROM requests r
+    WHERE r.scope = p_request ->> 'scope' AND r.request_id = (p_request ->> 'request_id')::uuid;
+    IF FOUND THEN
+        RETURN QUERY SELECT 'REPLAYED', v_first;
+        RETURN;
+    END IF;
+    SELECT b.audit_index INTO v_present FROM agent_bindings b
+    WHERE b.agent_id = v_agent_id AND b.superseded_index IS NULL;
+    IF coalesce(v_present, 0) <> (p_row ->> 'expected_index')::bigint THEN
+        RETURN QUERY SELECT 'STALE', coalesce(v_present, 0);
+        RETURN;
+    END IF;
+    IF v_index < p_mac_first_index OR v_index >= p_mac_first_index + cardinality(p_macs) THEN
+        RETURN QUERY SELECT 'WINDOW_MISSED', v_last;
+        RETURN;
+    END IF;
+    UPDATE agent_bindings b SET superseded_index = v_index
+    WHERE b.agent_id = v_agent_id AND b.superseded_index IS NULL;
+    INSERT INTO agent_bindings (agent_id, audit_index, owner_id, record, mac_key_version, mac)
+    VALUES (v_agent_id, v_index, p_row ->> 'owner_id', p_record, (p_row ->> 'mac_key_version')::integer,
+            p_macs[v_index - p_mac_first_index + 1]);
+    PERFORM remember_request(p_request, v_agent_id, v_index);
+    PERFORM append_audit_entries(ARRAY[p_kind], ARRAY[p_leaf]);
+    PERFORM pg_notify('keyvault_authority', v_index::text);
+    RETURN QUERY SELECT 'WRITTEN', v_index;
+END $$;

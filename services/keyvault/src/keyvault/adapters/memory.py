@@ -1,0 +1,324 @@
+"""Every store in memory, for tests and for reading: what Postgres must do, without Postgres.
+
+It holds the rules of `ports.py` by the plainest means. The port contract suites run against it and against Postgres.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from typing_extensions import override
+
+from keyvault.domain.audit_log import AUTHORITY_KIND_END, AuditEntry, EntryKind, IndexedEntry, decode_leaf, encode_leaf
+from keyvault.domain.keyring import KeyPurpose, KeyringRecord, KeyState
+from keyvault.domain.ownership import AccountKind, Scope
+from keyvault.domain.provider_keys import KeyState as ProviderKeyState
+from keyvault.domain.requests import RecordedRequest, RequestIdentity
+from keyvault.ports import (
+    AppendedLease,
+    AuditLog,
+    AuthorityChanges,
+    AuthorityFeed,
+    AuthorityQuery,
+    AuthorityRows,
+    BindingChange,
+    BindingRow,
+    BindingStore,
+    KeyChange,
+    KeyFilter,
+    KeyringStore,
+    KeyRow,
+    LeaseGrant,
+    LeaseLog,
+    ProviderKeyStore,
+    PutResult,
+    SealedVersion,
+    WatcherRegistry,
+    WatcherReport,
+)
+from keyvault.usecases.verify_rows import found_by
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from datetime import timedelta
+
+    from keyvault.domain.authority import AuthorityWindow
+    from servicekit.clock import Clock
+
+_REVOKED = int(ProviderKeyState.REVOKED)
+
+
+class MemoryKeyringStore(KeyringStore):
+    """A keyring that lasts as long as the process."""
+
+    def __init__(self) -> None:
+        """Start without a keyring."""
+        self.records: list[KeyringRecord] = []
+
+    @override
+    async def load(self) -> list[KeyringRecord]:
+        return list(self.records)
+
+    @override
+    async def create(self, records: Sequence[KeyringRecord]) -> bool:
+        if self.records:
+            return False
+        self.records = list(records)
+        return True
+
+    def is_primary(self, purpose: KeyPurpose, version: int) -> bool:
+        """Return whether this version is stored as PRIMARY."""
+        return any(
+            record.state is KeyState.PRIMARY
+            for record in self.records
+            if (record.purpose, record.version) == (purpose, version)
+        )
+
+    def set_state(self, purpose: KeyPurpose, version: int, state: KeyState) -> None:
+        """Store another state of one version."""
+        self.records = [
+            replace(record, state=state) if (record.purpose, record.version) == (purpose, version) else record
+            for record in self.records
+        ]
+
+
+@dataclass(slots=True)
+class _Watcher:
+    acked_index: int
+    usable_until: datetime
+
+
+class MemoryAuthority(ProviderKeyStore, BindingStore, LeaseLog, AuditLog, AuthorityFeed):
+    """Authority rows, secrets, request ids and the log."""
+
+    def __init__(self, keyring: MemoryKeyringStore) -> None:
+        """Check KEK and HMAC versions against `keyring`."""
+        self._keyring = keyring
+        self.leaves: list[tuple[EntryKind, bytes]] = []
+        self.key_rows: dict[str, list[KeyRow]] = {}
+        self.binding_rows: dict[str, list[BindingRow]] = {}
+        self.secrets: dict[str, tuple[int, SealedVersion]] = {}
+        self._requests: dict[tuple[str, str], RecordedRequest] = {}
+        self._wakes: list[Callable[[], None]] = []
+
+    @override
+    async def head(self) -> int:
+        return len(self.leaves)
+
+    @override
+    async def get(self, provider_key_id: str) -> KeyRow | None:
+        return self._present(provider_key_id)
+
+    @override
+    async def get_at(self, provider_key_id: str, audit_index: int) -> KeyRow | None:
+        rows = self.key_rows.get(provider_key_id, [])
+        return next((row for row in rows if row.seal.audit_index == audit_index), None)
+
+    @override
+    async def get_many(self, provider_key_ids: Sequence[str]) -> list[KeyRow]:
+        return [row for key_id in set(provider_key_ids) if (row := self._present(key_id)) is not None]
+
+    @override
+    async def find(self, key_filter: KeyFilter) -> list[KeyRow]:
+        present = [rows[-1] for _, rows in sorted(self.key_rows.items())]
+        return [row for row in present if _matches(row, key_filter)][: key_filter.limit]
+
+    @override
+    async def find_request(self, scope: str, request_id: str) -> RecordedRequest | None:
+        return self._requests.get((scope, request_id))
+
+    @override
+    async def put(self, change: KeyChange) -> PutResult:
+        key_id = change.key.provider_key_id
+        rows = self.key_rows.get(key_id, [])
+        present = rows[-1].seal.audit_index if rows else 0
+        kek_version = None if change.secret is None else change.secret.envelope.kek_version
+        refused = self._refused(change.window, change.request, (present, change.expected_index), kek_version)
+        if refused is not None:
+            return refused
+        audit_index = self._append([change.entry])
+        seal = change.window.seal_at(audit_index)
+        if seal is None:
+            raise AssertionError("the window was checked before")
+        self.key_rows.setdefault(key_id, []).append(KeyRow(found_by(change.key), change.record, seal))
+        if change.secret is not None:
+            self.secrets[key_id] = (change.key.key_version, change.secret)
+        if change.key.state is ProviderKeyState.REVOKED:
+            self.secrets.pop(key_id, None)
+        self._remember(change.request, key_id, audit_index)
+        return PutResult("WRITTEN", audit_index)
+
+    @override
+    async def get_binding(self, agent_id: str) -> BindingRow | None:
+        rows = self.binding_rows.get(agent_id)
+        return rows[-1] if rows else None
+
+    @override
+    async def get_binding_at(self, agent_id: str, audit_index: int) -> BindingRow | None:
+        rows = self.binding_rows.get(agent_id, [])
+        return next((row for row in rows if row.seal.audit_index == audit_index), None)
+
+    @override
+    async def put_binding(self, change: BindingChange) -> PutResult:
+        agent_id = change.binding.agent_id
+        rows = self.binding_rows.get(agent_id, [])
+        present = rows[-1].seal.audit_index if rows else 0
+        refused = self._refused(change.window, change.request, (present, change.expected_index), None)
+        if refused is not None:
+            return refused
+        audit_index = self._append([change.entry])
+        seal = change.window.seal_at(audit_index)
+        if seal is None:
+            raise AssertionError("the window was checked before")
+        row = BindingRow(agent_id, change.binding.owner_id, change.record, seal)
+        self.binding_rows.setdefault(agent_id, []).append(row)
+        self._remember(change.request, agent_id, audit_index)
+        return PutResult("WRITTEN", audit_index)
+
+    @override
+    async def read_authority(self, query: AuthorityQuery) -> AuthorityRows:
+        bindings = [rows[-1] for agent_id, rows in self.binding_rows.items() if agent_id in query.agent_ids]
+        owners = {binding.owner_id for binding in bindings}
+        keys = []
+        for rows in self.key_rows.values():
+            columns = rows[-1].found_by
+            is_wanted = (
+                (columns.scope == Scope.AGENT and columns.agent_id in query.agent_ids)
+                or (columns.scope == Scope.OWNER and columns.owner_id in owners)
+                or (columns.scope == Scope.PLATFORM and query.includes_platform)
+            )
+            if columns.provider_key_id in query.key_ids or (is_wanted and columns.state != _REVOKED):
+                keys.append(rows[-1])
+        return AuthorityRows(head=len(self.leaves), bindings=bindings, keys=keys)
+
+    @override
+    async def append_leases(self, grants: Sequence[LeaseGrant]) -> list[AppendedLease | None]:
+        appended: list[AppendedLease | None] = []
+        for grant in grants:
+            secret = self._secret_of(grant)
+            if secret is None:
+                appended.append(None)
+            else:
+                appended.append(AppendedLease(self._append([grant.entry]), secret.envelope))
+        return appended
+
+    @override
+    async def append(self, entries: Sequence[AuditEntry]) -> int:
+        return self._append(entries)
+
+    @override
+    async def read_changes(self, after: int, *, limit: int) -> AuthorityChanges:
+        changes = [
+            IndexedEntry(position, decode_leaf(leaf))
+            for position, (kind, leaf) in enumerate(self.leaves, start=1)
+            if position > after and kind < AUTHORITY_KIND_END
+        ]
+        return AuthorityChanges(
+            head=len(self.leaves), changes=changes[:limit], is_complete=len(changes[:limit]) < limit
+        )
+
+    @override
+    def on_change(self, wake: Callable[[], None]) -> None:
+        self._wakes.append(wake)
+
+    def entries(self) -> list[AuditEntry]:
+        """Return what is in the log."""
+        return [decode_leaf(leaf) for _, leaf in self.leaves]
+
+    def _present(self, provider_key_id: str) -> KeyRow | None:
+        rows = self.key_rows.get(provider_key_id)
+        return rows[-1] if rows else None
+
+    def _secret_of(self, grant: LeaseGrant) -> SealedVersion | None:
+        row = self._present(grant.provider_key_id)
+        if row is None or row.seal.audit_index != grant.key_index:
+            return None
+        if grant.agent_id:
+            bindings = self.binding_rows.get(grant.agent_id)
+            if not bindings or bindings[-1].seal.audit_index != grant.binding_index:
+                return None
+        version, secret = self.secrets.get(grant.provider_key_id, (0, None))
+        return secret if version == row.found_by.key_version else None
+
+    def _refused(
+        self,
+        window: AuthorityWindow,
+        request: RequestIdentity | None,
+        present_and_expected: tuple[int, int],
+        kek_version: int | None,
+    ) -> PutResult | None:
+        is_primary = self._keyring.is_primary(KeyPurpose.AUTHORITY_MAC, window.mac_key_version)
+        if kek_version is not None:
+            is_primary = is_primary and self._keyring.is_primary(KeyPurpose.KEK, kek_version)
+        if not is_primary:
+            return PutResult("KEY_NOT_PRIMARY", 0)
+        recorded = None if request is None else self._requests.get((request.scope, request.request_id))
+        if recorded is not None:
+            return PutResult("REPLAYED", recorded.audit_index)
+        present, expected = present_and_expected
+        if present != expected:
+            return PutResult("STALE", present)
+        if window.seal_at(len(self.leaves) + 1) is None:
+            return PutResult("WINDOW_MISSED", len(self.leaves))
+        return None
+
+    def _remember(self, request: RequestIdentity | None, resource_id: str, audit_index: int) -> None:
+        if request is not None:
+            recorded = RecordedRequest(request, resource_id, audit_index)
+            self._requests[request.scope, request.request_id] = recorded
+
+    def _append(self, entries: Sequence[AuditEntry]) -> int:
+        first = len(self.leaves) + 1
+        self.leaves.extend((entry.kind, encode_leaf(entry)) for entry in entries)
+        for wake in self._wakes:
+            wake()
+        return first
+
+
+class MemoryWatcherRegistry(WatcherRegistry):
+    """Watchers of one process."""
+
+    def __init__(self, clock: Clock) -> None:
+        """Measure bounds by `clock`."""
+        self._clock = clock
+        self._watchers: dict[tuple[str, str], _Watcher] = {}
+
+    @override
+    async def record(self, reports: Sequence[WatcherReport], bound: timedelta) -> None:
+        for report in reports:
+            now = self._clock.now()
+            until = now + bound if report.awaits_echo else now
+            watcher = self._watchers.setdefault((report.caller, report.holder), _Watcher(report.acked_index, until))
+            watcher.acked_index = max(watcher.acked_index, report.acked_index)
+            watcher.usable_until = max(watcher.usable_until, until)
+
+    @override
+    async def pending(self, audit_index: int) -> frozenset[tuple[str, str]]:
+        now = self._clock.now()
+        return frozenset(
+            name
+            for name, watcher in self._watchers.items()
+            if watcher.acked_index < audit_index and watcher.usable_until > now
+        )
+
+    @override
+    async def acknowledged(self, audit_index: int) -> frozenset[tuple[str, str]]:
+        return frozenset(name for name, watcher in self._watchers.items() if watcher.acked_index >= audit_index)
+
+    @override
+    async def forget(self, idle: timedelta) -> None:
+        oldest = self._clock.now() - idle
+        self._watchers = {name: each for name, each in self._watchers.items() if each.usable_until >= oldest}
+
+
+def _matches(row: KeyRow, key_filter: KeyFilter) -> bool:
+    columns = row.found_by
+    return (
+        (AccountKind(columns.owner_kind), columns.owner_id) == (key_filter.account.kind, key_filter.account.party_id)
+        and columns.provider_key_id > key_filter.after_key_id
+        and (key_filter.include_revoked or columns.state != _REVOKED)
+        and key_filter.provider in ("", columns.provider)
+        and (not key_filter.agent_id or columns.scope != Scope.AGENT or columns.agent_id == key_filter.agent_id)
+    )

@@ -1,0 +1,78 @@
+"""The root key in a file: for the demo, and for secrets that an orchestrator mounts.
+
+The file holds 32 bytes as 64 hex digits, and may be read by nobody but its owner and group.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import stat
+from typing import TYPE_CHECKING, Final
+
+from typing_extensions import override
+
+from keyvault.domain.envelope import Kek, unwrap_dek, wrap_dek
+from keyvault.domain.errors import EnvelopeCorruptError, RootKeyUnusableError
+from keyvault.ports import RootKey
+from servicekit.secrets import Secret
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_HEX: Final = re.compile(rb"\s*([0-9a-fA-F]{64})\s*")
+_FILE_BYTES_MAX: Final = 1024
+_ID_PREFIX: Final = b"byok/root-key/v1/id"
+_WRAP_VERSION: Final = 1
+
+
+class FileRootKey(RootKey):
+    """A root key that was read from a file."""
+
+    def __init__(self, key: Secret) -> None:
+        """Hold the 32 bytes of the root key; use `read_root_key`."""
+        self._kek = Kek(version=_WRAP_VERSION, key=key)
+        # One-way, so that a keyring can say which root key it needs without saying anything of it.
+        self._root_key_id = "file:" + hashlib.sha256(_ID_PREFIX + key.reveal()).hexdigest()[:16]
+
+    @property
+    @override
+    def root_key_id(self) -> str:
+        return self._root_key_id
+
+    @override
+    def wrap(self, key: Secret, associated_data: bytes) -> bytes:
+        return wrap_dek(key, associated_data=associated_data, kek=self._kek)
+
+    @override
+    def unwrap(self, wrapped: bytes, associated_data: bytes) -> Secret:
+        try:
+            return unwrap_dek(wrapped, associated_data=associated_data, kek=self._kek)
+        except EnvelopeCorruptError:
+            message = (
+                "the keyring was not wrapped by this root key for this deployment; check both, and restore if needed"
+            )
+            raise RootKeyUnusableError(message, root_key_id=self._root_key_id) from None
+
+
+def read_root_key(path: Path) -> FileRootKey:
+    """Return the root key in the file at `path`.
+
+    Raises:
+        RootKeyUnusableError: the file is missing, readable by everybody, or not 64 hex digits.
+    """
+    try:
+        mode = path.stat().st_mode
+        with path.open("rb") as file:
+            content = file.read(_FILE_BYTES_MAX + 1)
+    except OSError as error:
+        message = "the root key file cannot be read; check root_key.file and its mount"
+        raise RootKeyUnusableError(message, errno=error.errno or 0) from error
+    if mode & stat.S_IRWXO:
+        message = "the root key file is open to everybody; make it readable by its owner and group only (chmod 0440)"
+        raise RootKeyUnusableError(message)
+    matched = _HEX.fullmatch(content)
+    if matched is None:
+        message = "the root key file must hold 64 hex digits and nothing else; make one with: openssl rand -hex 32"
+        raise RootKeyUnusableError(message)
+    return FileRootKey(Secret(bytes.fromhex(matched[1].decode())))

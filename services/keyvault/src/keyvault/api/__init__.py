@@ -1,0 +1,1 @@
+"""The gRPC face: protobuf in, domain out, and back."""

@@ -1,0 +1,1 @@
+"""Rules of custody: pure, synchronous, without I/O."""

@@ -1,0 +1,138 @@
+"""Audit entries and their leaves: the canonical, salted bytes that the log keeps and hashes.
+
+An entry says who did what to which key, when and for whom; a secret, a prompt or a header never enters it. A leaf begins
+with 16 random bytes: once an owner's leaves are forgotten, their hashes stay in the log and nobody can find out by trying
+names what they said. The index of an entry is its position in the log, assigned by the append function, and is the only
+sequence there is.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from keyvault.domain.canonical import CanonicalFormError, FieldReader, encode_fields
+from keyvault.domain.ownership import Account, AccountKind
+
+_LEAF_LABEL: Final = "byok/audit/v1/leaf"
+_SALT_BYTES: Final = 16
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_LEAF_PREFIX: Final = b"\x00"
+"""RFC 6962, section 2.1: leaves and nodes are hashed under different prefixes."""
+
+
+class EntryKind(enum.IntEnum):
+    """What happened. Kinds below `AUTHORITY_KIND_END` change what a lease says. Never renumber."""
+
+    KEY_CREATED = 1
+    KEY_UPDATED = 2
+    KEY_SECRET_REPLACED = 3
+    KEY_REVOKED = 4
+    KEY_STATE_CHANGED = 5
+    AGENT_BOUND = 6
+    LEASE_GRANTED = 100
+    CORRUPTION_FOUND = 101
+    CALLER_REFUSED = 102
+
+
+AUTHORITY_KIND_END: Final = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditEntry:
+    """One thing that happened."""
+
+    kind: EntryKind
+    time: datetime
+    caller: str
+    actor: str = ""
+    provider_key_id: str = ""
+    key_version: int = 0
+    key_state: int = 0
+    agent_id: str = ""
+    account: Account | None = None
+    details: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def is_authority_change(self) -> bool:
+        """Return whether leases granted before this entry may have ended with it."""
+        return self.kind < AUTHORITY_KIND_END
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedEntry:
+    """An entry at its place in the log."""
+
+    audit_index: int
+    entry: AuditEntry
+
+
+def encode_leaf(entry: AuditEntry) -> bytes:
+    """Return the leaf of `entry` under a fresh salt."""
+    account = entry.account
+    return encode_fields(
+        _LEAF_LABEL,
+        (
+            os.urandom(_SALT_BYTES),
+            int(entry.kind),
+            (entry.time - _EPOCH) // timedelta(microseconds=1),
+            entry.caller,
+            entry.actor,
+            entry.provider_key_id,
+            entry.key_version,
+            entry.key_state,
+            entry.agent_id,
+            0 if account is None else int(account.kind),
+            "" if account is None else account.party_id,
+            *(part for detail in entry.details for part in detail),
+        ),
+    )
+
+
+def decode_leaf(leaf: bytes) -> AuditEntry:
+    """Return the entry in `leaf`.
+
+    Raises:
+        CanonicalFormError: these bytes are not a leaf.
+    """
+    read = FieldReader(_LEAF_LABEL, leaf)
+    salt = read.raw()
+    try:
+        entry = AuditEntry(
+            kind=EntryKind(read.number()),
+            time=_EPOCH + timedelta(microseconds=read.number()),
+            caller=read.text(),
+            actor=read.text(),
+            provider_key_id=read.text(),
+            key_version=read.number(),
+            key_state=read.number(),
+            agent_id=read.text(),
+            account=_decode_account(read),
+            details=_decode_details(read),
+        )
+    except ValueError as error:
+        message = "these bytes are not a leaf of the audit log"
+        raise CanonicalFormError(message) from error
+    if len(salt) != _SALT_BYTES:
+        message = "the leaf is not salted"
+        raise CanonicalFormError(message)
+    return entry
+
+
+def leaf_hash(leaf: bytes) -> bytes:
+    """Return the RFC 6962 hash of a leaf; the append function computes the same."""
+    return hashlib.sha256(_LEAF_PREFIX + leaf).digest()
+
+
+def _decode_account(read: FieldReader) -> Account | None:
+    kind, party_id = read.number(), read.text()
+    return None if kind == 0 else Account(AccountKind(kind), party_id)
+
+
+def _decode_details(read: FieldReader) -> tuple[tuple[str, str], ...]:
+    parts = [part.decode() for part in read.rest()]
+    return tuple(zip(parts[::2], parts[1::2], strict=True))

@@ -1,0 +1,1 @@
+"""One class per RPC or job: what happens, in which order."""

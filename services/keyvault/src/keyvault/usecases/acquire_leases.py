@@ -1,0 +1,334 @@
+"""AcquireLeases: picks a key for each item, records every lease in the audit log, and only then opens a secret.
+
+One statement reads the authority of a whole batch, one appends its leases; calls of several Routers share them. What
+changed between the two is picked anew. Nothing is sealed here: the api seals what it answers to the asking process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+
+from keyvault.domain.audit_log import AuditEntry, EntryKind
+from keyvault.domain.bindings import StoredBinding
+from keyvault.domain.envelope import open_envelope
+from keyvault.domain.errors import (
+    AuthorityForgedError,
+    EnvelopeCorruptError,
+    StaleAuthorityError,
+)
+from keyvault.domain.leases import (
+    AgentPurpose,
+    DistinctKeyBound,
+    LeaseItem,
+    NoUsableKey,
+    PlatformPurpose,
+    Selection,
+    ValidationPurpose,
+    agents_keys,
+    ensure_agents_owner,
+    platform_keys,
+    select,
+    select_for_validation,
+)
+from keyvault.domain.ownership import Scope
+from keyvault.domain.provider_keys import Operation, StoredKey
+from keyvault.ports import AppendedLease, AuthorityQuery, LeaseGrant
+from keyvault.usecases.verify_rows import reloading
+from servicekit.errors import DomainError
+from servicekit.ids import new_uuid7
+from servicekit.secrets import Secret
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from keyvault.ports import AuthorityRows, BindingRow, Capabilities, KeyringSource, KeyRow, LeaseLog
+    from keyvault.usecases.report_corruption import ReportCorruption
+    from keyvault.usecases.verify_rows import VerifyRows
+    from servicekit.clock import Clock
+
+ROUNDS_MAX: Final = 4
+GRANTS_PER_APPEND_MAX: Final = 512
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseCall:
+    """One call of a Router process: who it is, the hash of the key it will be sealed to, and its items."""
+
+    caller: str
+    holder: str
+    recipient_hash: str
+    items: tuple[LeaseItem, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrantedLease:
+    """A lease that is in the log, with its secret."""
+
+    lease_id: str
+    selection: Selection
+    authority_index: int
+    life: timedelta
+    secret: Secret
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoLease:
+    """There was no key to lease, at one index of the log."""
+
+    reason: NoUsableKey
+    authority_index: int
+    life: timedelta
+
+
+LeaseOutcome = GrantedLease | NoLease | DomainError
+
+
+@dataclass(slots=True)
+class _Asked:
+    """One item under way."""
+
+    call: LeaseCall
+    item: LeaseItem
+    outcome: LeaseOutcome | None = None
+
+
+@dataclass(slots=True)
+class _Authority:
+    """Verified rows of one snapshot, by how items look for them; an error stands in the place of a forged row."""
+
+    head: int
+    bindings: dict[str, StoredBinding | DomainError] = field(default_factory=dict)
+    by_id: dict[str, StoredKey | DomainError] = field(default_factory=dict)
+    by_agent: dict[str, list[StoredKey | DomainError]] = field(default_factory=dict)
+    by_owner: dict[str, list[StoredKey | DomainError]] = field(default_factory=dict)
+    of_platform: list[StoredKey | DomainError] = field(default_factory=list)
+
+
+class AcquireLeases:
+    """Serves batches of calls."""
+
+    def __init__(  # noqa: PLR0913 (its ports; keyword-only)
+        self,
+        *,
+        log: LeaseLog,
+        keyring: KeyringSource,
+        verify: VerifyRows,
+        capabilities: Capabilities,
+        corruption: ReportCorruption,
+        bound: DistinctKeyBound,
+        clock: Clock,
+        life: timedelta,
+    ) -> None:
+        """Grant leases of `life` from the keys behind `log`."""
+        self._log = log
+        self._keyring = keyring
+        self._verify = verify
+        self._capabilities = capabilities
+        self._corruption = corruption
+        self._bound = bound
+        self._clock = clock
+        self._life = life
+
+    async def __call__(self, calls: Sequence[LeaseCall]) -> list[list[LeaseOutcome]]:
+        """Return, for every call, the outcome of each of its items, in order.
+
+        Raises:
+            AuditUnavailableError: the entries are not known to be durable; no secret was opened.
+            UnavailableError: authority cannot be read.
+        """
+        asked = [[_Asked(call, item) for item in call.items] for call in calls]
+        waiting = [each for row in asked for each in row]
+        for _ in range(ROUNDS_MAX):
+            waiting = await self._round(waiting)
+            if not waiting:
+                break
+        for each in waiting:
+            each.outcome = StaleAuthorityError("the authority of this lease changed again and again; retry")
+        return [[_outcome(each) for each in row] for row in asked]
+
+    async def _round(self, asked: list[_Asked]) -> list[_Asked]:
+        """Settle what can be settled from one snapshot; return what was overtaken by a change."""
+        authority = await self._read(asked)
+        chosen: list[tuple[_Asked, Selection]] = []
+        for each in asked:
+            selection = self._choose(each, authority)
+            if isinstance(selection, Selection):
+                chosen.append((each, selection))
+            else:
+                each.outcome = selection
+        overtaken: list[_Asked] = []
+        for start in range(0, len(chosen), GRANTS_PER_APPEND_MAX):
+            overtaken += await self._append(chosen[start : start + GRANTS_PER_APPEND_MAX])
+        return overtaken
+
+    async def _read(self, asked: Sequence[_Asked]) -> _Authority:
+        purposes = [each.item.purpose for each in asked]
+        rows = await self._log.read_authority(
+            AuthorityQuery(
+                agent_ids=frozenset(each.agent_id for each in purposes if isinstance(each, AgentPurpose)),
+                key_ids=frozenset(each.provider_key_id for each in purposes if isinstance(each, ValidationPurpose)),
+                includes_platform=any(isinstance(each, PlatformPurpose) for each in purposes),
+            )
+        )
+        return await self._verified(rows)
+
+    async def _verified(self, rows: AuthorityRows) -> _Authority:
+        authority = _Authority(rows.head)
+        for binding in rows.bindings:
+            authority.bindings[binding.agent_id] = await self._verified_binding(binding)
+        for row in rows.keys:
+            stored = await self._verified_key(row)
+            # By the columns on purpose: an edited column must spoil the item that it leads to, not hide the row.
+            found_by = row.found_by
+            authority.by_id[found_by.provider_key_id] = stored
+            if found_by.scope == Scope.AGENT:
+                authority.by_agent.setdefault(found_by.agent_id, []).append(stored)
+            elif found_by.scope == Scope.OWNER:
+                authority.by_owner.setdefault(found_by.owner_id, []).append(stored)
+            else:
+                authority.of_platform.append(stored)
+        return authority
+
+    async def _verified_key(self, row: KeyRow) -> StoredKey | DomainError:
+        try:
+            return await self._verify.key(row)
+        except DomainError as error:
+            await self._report(row.found_by.provider_key_id, error)
+            return error
+
+    async def _verified_binding(self, row: BindingRow) -> StoredBinding | DomainError:
+        try:
+            return await self._verify.binding(row)
+        except DomainError as error:
+            await self._report(row.agent_id, error)
+            return error
+
+    async def _report(self, row_id: str, error: DomainError) -> None:
+        if isinstance(error, AuthorityForgedError | EnvelopeCorruptError):
+            await self._corruption(row_id, error)
+
+    def _choose(self, asked: _Asked, authority: _Authority) -> Selection | NoLease | DomainError:
+        try:
+            selection = self._selected(asked.item, authority)
+            if isinstance(selection, NoUsableKey):
+                return NoLease(reason=selection, authority_index=authority.head, life=self._life)
+            key_id = selection.key.key.provider_key_id
+            self._bound.admit(asked.call.caller, key_id, self._clock.monotonic())
+        except DomainError as error:
+            return error
+        return selection
+
+    def _selected(self, item: LeaseItem, authority: _Authority) -> Selection | NoUsableKey:
+        purpose = item.purpose
+        if isinstance(purpose, ValidationPurpose):
+            return _selected_for_validation(purpose, authority)
+        binding = None
+        if isinstance(purpose, AgentPurpose):
+            binding = ensure_agents_owner(_believed(authority.bindings.get(purpose.agent_id)), purpose)
+            found = [
+                *authority.by_agent.get(purpose.agent_id, ()),
+                *authority.by_owner.get(binding.binding.owner_id, ()),
+            ]
+            candidates = agents_keys(binding, [_believed_key(each) for each in found])
+        else:
+            candidates = platform_keys([_believed_key(each) for each in authority.of_platform])
+        return select(
+            item,
+            purpose.operation,
+            candidates=candidates,
+            binding=binding,
+            can_serve=self._capabilities.can_serve,
+            now=self._clock.now(),
+        )
+
+    async def _append(self, chosen: Sequence[tuple[_Asked, Selection]]) -> list[_Asked]:
+        now = self._clock.now()
+        lease_ids = [new_uuid7(now) for _ in chosen]
+        grants = [
+            LeaseGrant(
+                agent_id=selection.agent_id,
+                binding_index=selection.binding_index,
+                provider_key_id=selection.key.key.provider_key_id,
+                key_index=selection.key.seal.audit_index,
+                entry=AuditEntry(
+                    kind=EntryKind.LEASE_GRANTED,
+                    time=now,
+                    caller=asked.call.caller,
+                    provider_key_id=selection.key.key.provider_key_id,
+                    key_version=selection.key.key.key_version,
+                    key_state=int(selection.key.key.state),
+                    agent_id=selection.agent_id,
+                    account=selection.account,
+                    details=_details(asked, lease_id),
+                ),
+            )
+            for (asked, selection), lease_id in zip(chosen, lease_ids, strict=True)
+        ]
+        overtaken = []
+        appended = await self._log.append_leases(grants)
+        for (asked, selection), lease_id, lease in zip(chosen, lease_ids, appended, strict=True):
+            if lease is None:
+                overtaken.append(asked)
+            else:
+                asked.outcome = await self._granted(selection, lease_id, lease)
+        return overtaken
+
+    async def _granted(self, selection: Selection, lease_id: str, lease: AppendedLease) -> LeaseOutcome:
+        key = selection.key.key
+        try:
+            secret = await reloading(
+                self._keyring,
+                lambda ring: open_envelope(
+                    lease.envelope,
+                    context=key.envelope_context(ring.deployment),
+                    kek=ring.kek(lease.envelope.kek_version),
+                ),
+            )
+        except DomainError as error:
+            await self._report(key.provider_key_id, error)
+            return error
+        return GrantedLease(
+            lease_id=lease_id,
+            selection=selection,
+            authority_index=lease.audit_index,
+            life=self._life,
+            secret=secret,
+        )
+
+
+def _selected_for_validation(purpose: ValidationPurpose, authority: _Authority) -> Selection:
+    stored = authority.by_id.get(purpose.provider_key_id)
+    key = None if stored is None else _believed_key(stored)
+    return select_for_validation(purpose, key)
+
+
+def _believed(found: StoredBinding | DomainError | None) -> StoredBinding | None:
+    if isinstance(found, DomainError):
+        raise found
+    return found
+
+
+def _believed_key(found: StoredKey | DomainError) -> StoredKey:
+    if isinstance(found, DomainError):
+        # A forged row is never passed over: that would let an edit turn "this key" into "another payer".
+        raise found
+    return found
+
+
+def _outcome(asked: _Asked) -> LeaseOutcome:
+    if asked.outcome is None:
+        raise AssertionError("an item was left without an outcome")
+    return asked.outcome
+
+
+def _details(asked: _Asked, lease_id: str) -> tuple[tuple[str, str], ...]:
+    purpose = asked.item.purpose
+    operation = Operation.KEY_VALIDATION if isinstance(purpose, ValidationPurpose) else purpose.operation
+    return (
+        ("lease_id", lease_id),
+        ("operation", operation.name),
+        ("holder", asked.call.holder),
+        ("recipient", asked.call.recipient_hash),
+    )
