@@ -58,7 +58,6 @@ _DELTAS: Final[dict[str, tuple[str, str, DeltaKind | None]]] = {
     "thinking_delta": ("thinking", "thinking", DeltaKind.REASONING),
     "signature_delta": ("signature", "signature", None),
     "input_json_delta": ("partial_json", STREAMED_INPUT, DeltaKind.TOOL_ARGUMENTS),
-    "compaction_delta": ("content", "content", None),
 }
 """A delta's field, the block's field that it extends, and how it is shown."""
 
@@ -109,8 +108,7 @@ def usage_from(usage: Json, model: str) -> Usage:
     own = usage_of(model, _counts(usage), web_searches=_web_searches(usage))
     extra = [
         ModelUsage(model=text_of(item, "model") or model, counts=_counts(item).clamped()[0])
-        for item in objects_of(usage, "iterations")
-        if text_of(item, "type") not in _OWN_ITERATIONS
+        for item in _beside(usage, model)
     ]
     if not extra:
         return own
@@ -124,6 +122,20 @@ def usage_from(usage: Json, model: str) -> Usage:
         web_searches=own.web_searches,
         flags=own.flags,
     )
+
+
+def _beside(usage: Json, model: str) -> list[Json]:
+    """Return the iterations that the answer's own counts leave out.
+
+    Advisors and compactions always are; a model that declined before a fallback answered is, unless the iterations of
+    messages add up to the answer's counts.
+    """
+    items = objects_of(usage, "iterations")
+    own = [item for item in items if text_of(item, "type") in _OWN_ITERATIONS]
+    declined = [item for item in own if text_of(item, "model") not in {"", model}]
+    beside = [item for item in items if text_of(item, "type") not in _OWN_ITERATIONS]
+    is_summed = sum(_counts(item).total_tokens for item in own) == _counts(usage).total_tokens
+    return beside if is_summed else [*declined, *beside]
 
 
 def _counts(usage: Json) -> TokenCounts:
@@ -209,6 +221,9 @@ class AnthropicDecoder(BaseDecoder):
     def _start_block(self, index: int, block: Json) -> list[Delta]:
         self._blocks[index] = dict(block)
         kind = text_of(block, "type")
+        if kind == "fallback":
+            # The last such block names the model that serves the answer.
+            self._message["model"] = text_of(object_of(block, "to"), "model") or text_of(self._message, "model")
         if kind in _TOOL_BLOCKS:
             name, call_id = text_of(block, "name"), text_of(block, "id")
             return [Delta(kind=DeltaKind.TOOL_START, part_index=index, text=name, call_id=call_id)]
@@ -219,6 +234,8 @@ class AnthropicDecoder(BaseDecoder):
 
     def _take_delta(self, index: int, delta: Json) -> list[Delta]:
         kind = text_of(delta, "type")
+        if kind == "compaction_delta":
+            self._blocks.setdefault(index, {}).update({**delta, "type": "compaction"})
         if kind not in _DELTAS:
             return []
         source, target, shown = _DELTAS[kind]

@@ -91,7 +91,8 @@ class GenaiPriceBook(PriceBook):
         return self._own_price(route, model) or self._dearest(self._model(route, model), route, now)
 
     def _own_price(self, route: Route, model: str) -> ModelPrice | None:
-        for name in dict.fromkeys((model, route.model.model_id)):
+        asked = route.model.model_id
+        for name in (model, asked) if _is_kin(model, asked) else (model,):
             prices = self._overrides.get((route.provider, name)) or self._overrides.get((route.vendor, name))
             if prices is not None:
                 return ModelPrice(base=prices, version=self._version)

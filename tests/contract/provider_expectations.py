@@ -1,0 +1,244 @@
+"""What a recorded answer says, read by other means than our codecs: the official SDKs' models and accumulators.
+
+Only the meaning is ours: which of the vendor's words for the end of an answer means what, and that totals include
+their parts.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import anthropic.types.beta as anthropic_types
+from anthropic._models import construct_type_unchecked as construct_anthropic
+from anthropic.lib.streaming._beta_messages import accumulate_event
+from openai._models import construct_type_unchecked
+from openai.types import CreateEmbeddingResponse
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai.types.responses import Response
+
+from catalogue.models import Dialect
+from router.domain import errors
+from router.domain.completions import FinishReason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.contract.provider_recordings import Recording
+
+FINISH = {
+    "end_turn": FinishReason.STOP,
+    "stop_sequence": FinishReason.STOP,
+    "stop": FinishReason.STOP,
+    "eos": FinishReason.STOP,
+    "completed": FinishReason.STOP,
+    "max_tokens": FinishReason.LENGTH,
+    "max_output_tokens": FinishReason.LENGTH,
+    "length": FinishReason.LENGTH,
+    "tool_use": FinishReason.TOOL_CALL,
+    "tool_calls": FinishReason.TOOL_CALL,
+    "function_call": FinishReason.TOOL_CALL,
+    "content_filter": FinishReason.CONTENT_FILTER,
+    "refusal": FinishReason.REFUSAL,
+    "pause_turn": FinishReason.PAUSED,
+    "compaction": FinishReason.PAUSED,
+    "model_context_window_exceeded": FinishReason.CONTEXT_EXCEEDED,
+    "error": FinishReason.ERROR,
+    "": FinishReason.UNKNOWN,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What an answer says."""
+
+    text: str
+    finish_reason: FinishReason
+    input_tokens: int
+    output_tokens: int
+    tools: tuple[tuple[str, object], ...] = ()
+    is_counted: bool = True
+
+
+def expected_of(recording: Recording) -> Expected:
+    """Return what a successful completion says."""
+    readers: dict[Dialect | None, Callable[[Recording], Expected]] = {
+        Dialect.ANTHROPIC_MESSAGES: _anthropic,
+        Dialect.OPENAI_CHAT: _openai_stream if recording.is_stream else _openai,
+        Dialect.OPENAI_RESPONSES: _responses,
+        Dialect.OLLAMA: _ollama,
+    }
+    return readers[recording.dialect](recording)
+
+
+def expected_error(recording: Recording) -> type[errors.ProviderError] | None:
+    """Return the class of error that an answer is, ``None`` where it is a success.
+
+    Decided from the body's own fields, by the vendors' documentation and not by our tables.
+    """
+    body = _error_body(recording)
+    if body is None:
+        return None
+    code = str(body.get("code") or "")
+    kind = str(body.get("type") or "")
+    by_word = {
+        "model_not_found": errors.ModelGoneError,
+        "not_found_error": errors.ModelGoneError,
+        "tool_use_failed": errors.GenerationRejectedError,
+        "insufficient_quota": errors.NoCreditError,
+        "invalid_api_key": errors.KeyRejectedError,
+        "authentication_error": errors.KeyRejectedError,
+        "rate_limit_error": errors.ThrottledError,
+        "overloaded_error": errors.ProviderOverloadedError,
+        "context_length_exceeded": errors.ContextExceededError,
+    }
+    for word in (code, kind):
+        if word in by_word:
+            return by_word[word]
+    return errors.BadRequestError
+
+
+def embedding_of(recording: Recording) -> tuple[list[list[float]], int]:
+    """Return the vectors of an embedding answer and its input tokens; base64 is read as the SDK reads it."""
+    answer = construct_type_unchecked(type_=CreateEmbeddingResponse, value=json.loads(recording.body))
+    vectors = []
+    for row in answer.data:
+        given = cast("object", row.embedding)
+        if isinstance(given, str):
+            raw = base64.b64decode(given)
+            given = list(struct.unpack(f"<{len(raw) // 4}f", raw))
+        vectors.append(cast("list[float]", given))
+    return vectors, answer.usage.prompt_tokens
+
+
+def _error_body(recording: Recording) -> dict[str, Any] | None:
+    if recording.status >= 400:
+        body = json.loads(recording.body)
+        return cast("dict[str, Any]", body.get("error", body))
+    if recording.is_stream:
+        found = [event["error"] for event in recording.events() if isinstance(event.get("error"), dict)]
+        return found[0] if found else None
+    error = json.loads(recording.body).get("error")
+    return error if isinstance(error, dict) else None
+
+
+def _anthropic(recording: Recording) -> Expected:
+    message = _anthropic_stream(recording) if recording.is_stream else _anthropic_message(json.loads(recording.body))
+    usage = message.usage
+    cached = (usage.cache_read_input_tokens or 0) + (usage.cache_creation_input_tokens or 0)
+    tools = [block for block in message.content if block.type in {"tool_use", "server_tool_use", "mcp_tool_use"}]
+    return Expected(
+        text="".join(block.text for block in message.content if block.type == "text"),
+        finish_reason=FINISH[message.stop_reason or ""],
+        input_tokens=usage.input_tokens + cached,
+        output_tokens=usage.output_tokens,
+        tools=tuple((str(cast("Any", tool).name), cast("Any", tool).input) for tool in tools),
+    )
+
+
+def _anthropic_message(body: dict[str, Any]) -> anthropic_types.BetaMessage:
+    return construct_anthropic(type_=anthropic_types.BetaMessage, value=body)
+
+
+def _anthropic_stream(recording: Recording) -> anthropic_types.BetaMessage:
+    snapshot: Any = None
+    buffers: dict[int, bytes] = {}
+    for event in recording.events():
+        if event["type"] == "ping":
+            continue
+        snapshot = accumulate_event(
+            event=cast("Any", event), current_snapshot=snapshot, json_bufs=buffers, request_headers=cast("Any", {})
+        )
+    return cast("anthropic_types.BetaMessage", snapshot)
+
+
+def _openai(recording: Recording) -> Expected:
+    body = construct_type_unchecked(type_=ChatCompletion, value=json.loads(recording.body))
+    choice = body.choices[0]
+    message = choice.message
+    calls = [
+        (call.function.name, call.function.arguments) for call in message.tool_calls or [] if call.type != "custom"
+    ]
+    if message.function_call:
+        calls.append((message.function_call.name, message.function_call.arguments))
+    return Expected(
+        text=message.content or "",
+        finish_reason=FINISH[cast("str | None", choice.finish_reason) or ""],
+        input_tokens=body.usage.prompt_tokens if body.usage else 0,
+        output_tokens=body.usage.completion_tokens if body.usage else 0,
+        tools=tuple((name, _loads(arguments)) for name, arguments in calls),
+        is_counted=body.usage is not None,
+    )
+
+
+def _openai_stream(recording: Recording) -> Expected:
+    """Add up the chunks as the API reference says: content is appended, arguments by index, the last usage counts."""
+    chunks = [construct_type_unchecked(type_=ChatCompletionChunk, value=event) for event in recording.events()]
+    text, finish, usage = "", "", None
+    calls: dict[int, list[str]] = {}
+    for chunk in chunks:
+        groq: Any = getattr(chunk, "x_groq", None) or {}
+        usage = chunk.usage or usage or groq.get("usage")
+        for choice in chunk.choices:
+            if choice.index != 0:
+                continue
+            text += choice.delta.content or ""
+            finish = choice.finish_reason or finish
+            for call in choice.delta.tool_calls or []:
+                name_and_arguments = calls.setdefault(call.index, ["", ""])
+                if call.function:
+                    name_and_arguments[0] += call.function.name or ""
+                    name_and_arguments[1] += call.function.arguments or ""
+    counts: dict[str, Any] = usage if isinstance(usage, dict) else (usage.model_dump() if usage else {})
+    return Expected(
+        text=text,
+        finish_reason=FINISH[finish],
+        input_tokens=counts.get("prompt_tokens", 0),
+        output_tokens=counts.get("completion_tokens", 0),
+        tools=tuple((name, _loads(arguments)) for _, (name, arguments) in sorted(calls.items())),
+        is_counted=bool(counts),
+    )
+
+
+def _responses(recording: Recording) -> Expected:
+    if recording.is_stream:
+        ends = ("response.completed", "response.incomplete")
+        value = next(event["response"] for event in reversed(recording.events()) if event["type"] in ends)
+    else:
+        value = json.loads(recording.body)
+    body = construct_type_unchecked(type_=Response, value=value)
+    calls = [item for item in body.output if item.type == "function_call"]
+    reason = body.incomplete_details.reason if body.incomplete_details else None
+    finish = FINISH[reason or body.status or ""]
+    return Expected(
+        text=body.output_text,
+        finish_reason=FinishReason.TOOL_CALL if calls and finish is FinishReason.STOP else finish,
+        input_tokens=body.usage.input_tokens if body.usage else 0,
+        output_tokens=body.usage.output_tokens if body.usage else 0,
+        tools=tuple((call.name, _loads(call.arguments)) for call in calls),
+        is_counted=body.usage is not None,
+    )
+
+
+def _ollama(recording: Recording) -> Expected:
+    rows = recording.events() if recording.is_stream else [json.loads(recording.body)]
+    last = rows[-1]
+    calls = [call["function"] for row in rows for call in row["message"].get("tool_calls") or []]
+    return Expected(
+        text="".join(row["message"].get("content", "") for row in rows),
+        # Versions before done reasons say only that they are done.
+        finish_reason=FINISH[last.get("done_reason", "stop")],
+        input_tokens=last.get("prompt_eval_count", 0),
+        output_tokens=last.get("eval_count", 0),
+        tools=tuple((call["name"], call["arguments"]) for call in calls),
+    )
+
+
+def _loads(arguments: str) -> object:
+    try:
+        return json.loads(arguments or "{}")
+    except ValueError:
+        return arguments
