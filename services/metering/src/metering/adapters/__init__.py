@@ -1,0 +1,1 @@
+"""Ports made real: Redis, Postgres, KeyVault, and memory for tests."""

@@ -1,0 +1,1 @@
+"""Postgres: accounts, limits, licences, the ledger."""

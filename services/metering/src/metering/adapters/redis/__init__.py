@@ -1,0 +1,1 @@
+"""Redis: admission by script, and the outbox."""

@@ -1,0 +1,1 @@
+"""The wire: servicers, mapping, the error table."""

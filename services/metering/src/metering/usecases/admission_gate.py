@@ -1,0 +1,96 @@
+"""Whether this replica may admit, on which history of Redis, and until when.
+
+The licence is counted from before its renewal, on the monotonic clock, and looked at again after Redis has replied: a
+grant that leaves after the licence's end may meet counters that are being rebuilt without it.
+"""
+
+import asyncio
+
+from metering.domain.errors import DependencyUnavailableError, RebuildingError
+from metering.domain.licences import Licence
+from servicekit.clock import Clock
+from servicekit.errors import OverloadedError
+
+
+class AdmissionGate:
+    """Shared by admission, which asks, and the workers, who open and close it."""
+
+    def __init__(self, clock: Clock) -> None:
+        """Start closed."""
+        self._clock = clock
+        self._licence: Licence | None = None
+        self._until = 0.0
+        self._is_rebuilding = False
+        self._full_because = ""
+        self.suspicion = asyncio.Event()
+
+    @property
+    def licence(self) -> Licence | None:
+        """Return the licence that was given last, also if it has ended by now."""
+        return self._licence
+
+    @property
+    def is_open(self) -> bool:
+        """Tell whether a reserve would be let in."""
+        return self._licence is not None and not self._is_rebuilding and self._clock.monotonic() < self._until
+
+    def open(self, licence: Licence, *, until: float) -> None:
+        """Let reserves in until a time of the monotonic clock."""
+        self._licence = licence
+        self._until = until
+        self._is_rebuilding = False
+
+    def close(self, *, is_rebuilding: bool) -> None:
+        """Let nothing in; settlements too stop while counters are rebuilt."""
+        self._until = 0.0
+        self._is_rebuilding = is_rebuilding
+
+    def fill(self, because: str) -> None:
+        """Refuse reserves because a backlog is at its bound; an empty reason lets them in again."""
+        self._full_because = because
+
+    def suspect(self) -> None:
+        """Have the licence looked at now: something says that Redis is another one."""
+        self.suspicion.set()
+
+    def enter(self) -> Licence:
+        """Return the licence to reserve on.
+
+        Raises:
+            RebuildingError: Counters are being rebuilt.
+            DependencyUnavailableError: The licence has ended.
+            OverloadedError: A backlog is at its bound.
+        """
+        licence = self.enter_to_finish()
+        if self._clock.monotonic() >= self._until:
+            raise DependencyUnavailableError(
+                "The licence to admit has ended and Postgres has not renewed it; retry soon.", dependency="postgres"
+            )
+        if self._full_because:
+            raise OverloadedError(f"Nothing new is admitted: {self._full_because}. Retry soon.")
+        return licence
+
+    def enter_to_finish(self) -> Licence:
+        """Return the licence to settle, release or extend on: what was admitted must end, also after the licence has.
+
+        Raises:
+            RebuildingError: Counters are being rebuilt, or were never there.
+        """
+        if self._is_rebuilding or self._licence is None:
+            raise RebuildingError("Counters are being rebuilt from the ledger; retry soon.")
+        return self._licence
+
+    def confirm(self, licence: Licence) -> None:
+        """Check, after Redis has replied, that what it granted may leave.
+
+        Raises:
+            RebuildingError: The history has changed meanwhile.
+            DependencyUnavailableError: The licence has ended meanwhile.
+        """
+        current = self.enter_to_finish()
+        if current.identity != licence.identity or current.generations != licence.generations:
+            raise RebuildingError("Redis was replaced while the call was under way; retry soon.")
+        if self._clock.monotonic() >= self._until:
+            raise DependencyUnavailableError(
+                "The licence to admit ended while the call was under way; retry soon.", dependency="postgres"
+            )
