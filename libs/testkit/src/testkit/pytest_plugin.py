@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 import redis.asyncio
 
 from testkit.fake_clock import FakeClock
@@ -19,6 +20,9 @@ from testkit.ports import free_port
 from testkit.postgres import EmbeddedPostgres, create_database, drop_database, dsn_of_database
 from testkit.redis import EmbeddedRedis
 from testkit.settings import TestkitSettings
+from testkit.simulator.client import SimulatorControl
+from testkit.stack.customer import Customer, Suite
+from testkit.stack.stack import Stack, StackOptions
 
 
 @pytest.fixture(scope="session")
@@ -104,3 +108,32 @@ def fake_clock() -> FakeClock:
 def make_free_port() -> Callable[[], int]:
     """Return the function that finds a free TCP port."""
     return free_port
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def suite_stack(testkit_dir: Path) -> AsyncIterator[Stack]:
+    """Return the whole suite as processes, shared by all tests that do not break it."""
+    async with Stack(testkit_dir / "stack", options=StackOptions(is_durable=False)) as stack:
+        yield stack
+
+
+@pytest.fixture
+async def suite(suite_stack: Stack) -> AsyncIterator[Suite]:
+    """Return stubs of the shared stack's services."""
+    async with Suite(suite_stack) as stubs:
+        yield stubs
+
+
+@pytest.fixture
+async def simulator_control(suite_stack: Stack) -> AsyncIterator[SimulatorControl]:
+    """Return the control of the shared stack's simulator; faults that a test leaves behind are withdrawn."""
+    async with SimulatorControl(suite_stack.simulator) as control:
+        yield control
+        await control.clear_faults()
+        await control.set_latency(0)
+
+
+@pytest.fixture
+def customer(suite: Suite) -> Customer:
+    """Return an owner with an agent that nobody else uses; nothing is registered yet."""
+    return Customer(suite)

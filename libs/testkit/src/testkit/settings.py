@@ -13,3 +13,5 @@ class TestkitSettings(BaseSettings):
     postgres_dsn: str | None = None
     # A server that may be flushed freely, e.g. redis://localhost:6379.
     redis_url: str | None = None
+    # How often each process is killed in the chaos tests; `make chaos` asks for more than `make test`.
+    chaos_rounds: int = 1

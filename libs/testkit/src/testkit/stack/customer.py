@@ -28,6 +28,7 @@ from servicekit.channels import RotatingChannel, open_channel
 from servicekit.ids import new_uuid7
 from testkit.simulator.vendors import make_key
 from testkit.stack.stack import Stack
+from testkit.waiting import eventually
 
 POLICY = "Nothing that advertises goods which are FORBIDDEN."
 _PAGE_SIZE = 1_000
@@ -189,6 +190,15 @@ class Customer:
             token = page.next_page_token
             if not token:
                 return found
+
+    async def wait_for_entries(self, at_least: int) -> list[usage_service_pb2.LedgerEntry]:
+        """Return the ledger once the flush has brought it this far."""
+        return await eventually(self.entries, lambda entries: len(entries) >= at_least)
+
+    async def wait_for_state(self, key_id: str, state: "provider_key_pb2.KeyState.ValueType") -> None:
+        """Wait until the key is in a state: outcomes travel to KeyVault in batches, behind the answer."""
+        request = key_service_pb2.GetKeyRequest(key_id=key_id, acting_for=self.principal)
+        await eventually(lambda: self._suite.keys.GetKey(request), lambda answer: answer.key.state == state)
 
     async def summary(self) -> usage_service_pb2.GetUsageSummaryResponse:
         """Return what the account has spent."""

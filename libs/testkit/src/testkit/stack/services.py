@@ -92,6 +92,15 @@ class ServiceProcess:
         """
         self._require().wait_until(self._is_ready, timeout_seconds=_START_SECONDS)
 
+    async def start_async(self) -> None:
+        """Do as `start` does, without blocking the event loop.
+
+        Raises:
+            TestkitError: as `start`.
+        """
+        self.launch()
+        await self._require().wait_until_async(self._is_ready, timeout_seconds=_START_SECONDS)
+
     def stop(self) -> int | None:
         """Ask it to drain and end, insist after a while, and return its exit status."""
         return None if self._process is None else self._process.stop(grace_seconds=_STOP_SECONDS)

@@ -154,14 +154,14 @@ class Stack:
         """Let a replica drain and end; return its exit status."""
         return self.service(service, replica).stop()
 
-    def start_again(self, service: str, replica: int = 0) -> None:
+    async def start_again(self, service: str, replica: int = 0) -> None:
         """Start a replica that ended, on its old ports."""
-        self.service(service, replica).start()
+        await self.service(service, replica).start_async()
 
-    def restart(self, service: str, replica: int = 0) -> None:
+    async def restart(self, service: str, replica: int = 0) -> None:
         """Let a replica drain, and start it again on its old ports."""
         self.stop(service, replica)
-        self.start_again(service, replica)
+        await self.start_again(service, replica)
 
     def kill9(self, service: str, replica: int = 0) -> None:
         """End a replica at once."""
