@@ -12,7 +12,7 @@ from bench.canned import MODEL
 from bench.closed_loop import Call
 from bench.errors import BenchError
 from bench.jobs import PairsJob
-from bench.targets.connection import bytes_call, open_channel
+from bench.targets.connection import bytes_call, open_connection
 from byok.metering.v1.admission_service_pb2 import (
     ReserveBatchRequest,
     ReserveBatchResponse,
@@ -69,9 +69,9 @@ async def pairs(job: PairsJob) -> AsyncIterator[Call]:
     attributions = itertools.cycle(
         _attribution(agent_id, owner_id) for agent_id, owner_id in zip(job.agent_ids, job.owner_ids, strict=True)
     )
-    async with open_channel(job.metering) as channel:
-        reserve = bytes_call(channel, "byok.metering.v1.AdmissionService/ReserveBatch")
-        settle = bytes_call(channel, "byok.metering.v1.AdmissionService/SettleBatch")
+    async with open_connection(job.metering) as connection:
+        reserve = bytes_call(connection, "byok.metering.v1.AdmissionService/ReserveBatch")
+        settle = bytes_call(connection, "byok.metering.v1.AdmissionService/SettleBatch")
 
         async def call() -> int:
             items = [_reserve_item(holder, next(attributions)) for _ in range(job.batch)]

@@ -1,22 +1,23 @@
-"""A gRPC channel over mTLS, as a service of the platform opens it; messages go as bytes."""
+"""Connections over mTLS, as a service of the platform opens them: by hand for load, by gRPC's library for the rest."""
 
-from collections.abc import Awaitable, Callable
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
 
 import grpc
 import grpc.aio
 
 from bench.jobs import Grpc
+from bench.targets.http2 import Http2Connection
 
 BytesCall = Callable[[bytes], Awaitable[bytes]]
 """Sends a serialised request and returns the serialised answer."""
 
-_CALL_SECONDS: Final = 30
-
 
 def open_channel(server: Grpc) -> grpc.aio.Channel:
-    """Return a channel; the caller closes it."""
+    """Return a channel for stubs; the caller closes it."""
     credentials = grpc.ssl_channel_credentials(
         root_certificates=Path(server.tls.ca).read_bytes(),
         private_key=Path(server.tls.private_key).read_bytes(),
@@ -25,11 +26,29 @@ def open_channel(server: Grpc) -> grpc.aio.Channel:
     return grpc.aio.secure_channel(f"localhost:{server.port}", credentials)
 
 
-def bytes_call(channel: grpc.aio.Channel, method: str) -> BytesCall:
-    """Return a call of one RPC, named `package.Service/Method`, that leaves messages as bytes."""
-    multicallable: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{method}")
+@asynccontextmanager
+async def open_connection(server: Grpc) -> AsyncIterator[Http2Connection]:
+    """Open a connection for load."""
+    context = ssl.create_default_context(cafile=server.tls.ca)
+    context.load_cert_chain(server.tls.certificate, server.tls.private_key)
+    context.set_alpn_protocols(["h2"])
+    _, connection = await asyncio.get_running_loop().create_connection(
+        lambda: Http2Connection(f"localhost:{server.port}"),
+        "127.0.0.1",
+        server.port,
+        ssl=context,
+        server_hostname="localhost",
+    )
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def bytes_call(connection: Http2Connection, method: str) -> BytesCall:
+    """Return a call of one RPC, named `package.Service/Method`."""
 
     def call(request: bytes) -> Awaitable[bytes]:
-        return multicallable(request, timeout=_CALL_SECONDS)
+        return connection.call(method, request)
 
     return call

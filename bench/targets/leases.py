@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from bench.closed_loop import Call
 from bench.errors import BenchError
 from bench.jobs import LeasesJob
-from bench.targets.connection import bytes_call, open_channel
+from bench.targets.connection import bytes_call, open_connection
 from byok.keyvault.v1.lease_pb2 import AgentPurpose, LeaseItem
 from byok.keyvault.v1.lease_service_pb2 import AcquireLeasesRequest, AcquireLeasesResponse
 from byok.type.v1.operation_pb2 import OPERATION_GUARDRAIL_EVALUATION
@@ -29,8 +29,8 @@ async def leases(job: LeasesJob) -> AsyncIterator[Call]:
         ).SerializeToString()
         for batch in _batches(job.agent_ids, job.batch)
     )
-    async with open_channel(job.keyvault) as channel:
-        acquire = bytes_call(channel, "byok.keyvault.v1.LeaseService/AcquireLeases")
+    async with open_connection(job.keyvault) as connection:
+        acquire = bytes_call(connection, "byok.keyvault.v1.LeaseService/AcquireLeases")
 
         async def call() -> int:
             answer = AcquireLeasesResponse.FromString(await acquire(next(requests)))

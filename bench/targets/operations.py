@@ -9,7 +9,7 @@ from bench.canned import CONTENT, POLICY
 from bench.closed_loop import Call
 from bench.errors import BenchError
 from bench.jobs import OperationsJob
-from bench.targets.connection import bytes_call, open_channel
+from bench.targets.connection import bytes_call, open_connection
 from bench.templates import Template
 from byok.router.v1.operation_result_pb2 import DISPOSITION_PROCEED
 from byok.router.v1.operation_service_pb2 import (
@@ -35,8 +35,8 @@ async def operations(job: OperationsJob) -> AsyncIterator[Call]:
     )
     agents = itertools.cycle([agent_id.encode() for agent_id in job.agent_ids])
     numbers = itertools.count()
-    async with open_channel(job.router) as channel:
-        evaluate = bytes_call(channel, "byok.router.v1.OperationService/EvaluateGuardrail")
+    async with open_connection(job.router) as connection:
+        evaluate = bytes_call(connection, "byok.router.v1.OperationService/EvaluateGuardrail")
 
         async def call() -> int:
             request_id = new_uuid7(datetime.now(UTC)).encode()
