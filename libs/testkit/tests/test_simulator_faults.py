@@ -155,9 +155,9 @@ async def test_gemini_says_it_in_the_body(caller: Caller, control: SimulatorCont
 
 async def test_rules_count_and_skip_and_select(caller: Caller, control: SimulatorControl) -> None:
     """A rule passes what it should skip, strikes as often as it says, and only where it applies."""
-    rule = await control.add_fault(FaultKind.SERVER_ERROR, skip=1, times=2, contains="sting")
+    rule = await control.add_fault(FaultKind.SERVER_ERROR, skip=1, times=2, contains="wasp")
     statuses = []
-    for content in ("sting", "calm", "sting", "sting", "sting"):
+    for content in ("wasp", "calm", "wasp", "wasp", "wasp"):
         async with caller.post(content=content) as response:
             statuses.append(response.status)
     assert statuses == [200, 200, 500, 500, 200]

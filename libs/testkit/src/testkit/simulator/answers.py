@@ -137,7 +137,7 @@ _GOOD_FLAGS = ("allow", "approv", "safe", "compliant", "pass", "ok", "acceptable
 _BAD_FLAGS = ("violat", "flag", "block", "reject", "harm", "forbid", "unsafe", "broken", "deny")
 _BAD_SCORES = ("score", "risk", "violat", "harm", "toxic", "severity", "probab", "likel")
 _QUOTES = ("quote", "excerpt", "evidence", "span", "snippet", "text")
-_PER_FINDING = ("finding", "violation", "reason", "quote", "rule", "flag", "categor", "issue", "span", "evidence")
+_PER_FINDING = ("finding", "violation", "reason", "quote", "rule", "flag", "categ", "issue", "span", "evidence")
 
 
 class JsonMaker:

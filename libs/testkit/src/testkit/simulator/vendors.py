@@ -194,6 +194,9 @@ def make_key(vendor: str, seed: str, *, fault: str = "") -> str:
     row = VENDORS[vendor]
     digest = hashlib.sha512(f"{vendor}:{seed}".encode()).digest()
     if vendor == "deepseek":
+        if fault:
+            message = "a DeepSeek key is hex digits only and cannot name a fault; add a rule for its fingerprint"
+            raise ValueError(message)
         return row.key_prefix + digest.hex()[:32]
     body = base64.b32encode(digest).decode().rstrip("=")
     return row.key_prefix + body[:48] + (f"xFAULT{fault.replace('_', '').upper()}x" if fault else "") + body[48:60]
