@@ -17,7 +17,7 @@ from anthropic._models import construct_type_unchecked as construct_anthropic
 from anthropic.lib.streaming._beta_messages import accumulate_event
 from openai._models import construct_type_unchecked
 from openai.types import CreateEmbeddingResponse
-from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionMessage
 from openai.types.responses import Response
 
 from catalogue.models import Dialect
@@ -26,6 +26,8 @@ from router.domain.completions import FinishReason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from openai.types.chat.chat_completion import Choice
 
     from tests.contract.provider_recordings import Recording
 
@@ -158,7 +160,7 @@ def _anthropic_stream(recording: Recording) -> anthropic_types.BetaMessage:
 def _openai(recording: Recording) -> Expected:
     body = construct_type_unchecked(type_=ChatCompletion, value=json.loads(recording.body))
     choice = body.choices[0]
-    message = choice.message
+    message = cast("ChatCompletionMessage | None", getattr(choice, "message", None)) or _text_message(choice)
     calls = [
         (call.function.name, call.function.arguments) for call in message.tool_calls or [] if call.type != "custom"
     ]
@@ -174,6 +176,11 @@ def _openai(recording: Recording) -> Expected:
     )
 
 
+def _text_message(choice: Choice) -> ChatCompletionMessage:
+    """Return the message that an older text completion amounts to."""
+    return ChatCompletionMessage(role="assistant", content=cast("Any", choice).text)
+
+
 def _openai_stream(recording: Recording) -> Expected:
     """Add up the chunks as the API reference says: content is appended, arguments by index, the last usage counts."""
     chunks = [construct_type_unchecked(type_=ChatCompletionChunk, value=event) for event in recording.events()]
@@ -185,9 +192,10 @@ def _openai_stream(recording: Recording) -> Expected:
         for choice in chunk.choices:
             if choice.index != 0:
                 continue
-            text += choice.delta.content or ""
+            delta: Any = getattr(choice, "delta", None)
+            text += (delta.content if delta else cast("Any", choice).text) or ""
             finish = choice.finish_reason or finish
-            for call in choice.delta.tool_calls or []:
+            for call in (delta.tool_calls if delta else None) or []:
                 name_and_arguments = calls.setdefault(call.index, ["", ""])
                 if call.function:
                     name_and_arguments[0] += call.function.name or ""
@@ -226,9 +234,9 @@ def _responses(recording: Recording) -> Expected:
 def _ollama(recording: Recording) -> Expected:
     rows = recording.events() if recording.is_stream else [json.loads(recording.body)]
     last = rows[-1]
-    calls = [call["function"] for row in rows for call in row["message"].get("tool_calls") or []]
+    calls = [call["function"] for row in rows for call in row.get("message", {}).get("tool_calls") or []]
     return Expected(
-        text="".join(row["message"].get("content", "") for row in rows),
+        text="".join(row.get("response") or row.get("message", {}).get("content", "") for row in rows),
         # Versions before done reasons say only that they are done.
         finish_reason=FINISH[last.get("done_reason", "stop")],
         input_tokens=last.get("prompt_eval_count", 0),

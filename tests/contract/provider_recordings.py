@@ -90,10 +90,11 @@ class Recording:
 
 _DIALECTS = {
     "/v1/messages": Dialect.ANTHROPIC_MESSAGES,
-    "/chat/completions": Dialect.OPENAI_CHAT,
+    "/completions": Dialect.OPENAI_CHAT,
     "/responses": Dialect.OPENAI_RESPONSES,
     "/embeddings": Dialect.OPENAI_CHAT,
     "/api/chat": Dialect.OLLAMA,
+    "/api/generate": Dialect.OLLAMA,
     "/api/embed": Dialect.OLLAMA,
 }
 

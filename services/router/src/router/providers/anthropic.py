@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 API_VERSION: Final = "2026-10-21"
 USER_AGENT: Final = "byok-router"
-_AUTH: Final = AuthScheme(header="x-api-key")
+_AUTH: Final = AuthScheme(header="authorization", prefix="Bearer ")
+"""As the official SDK sends it since API version 2026-10-21; before, it was ``x-api-key``."""
 _MODELS_PAGE: Final = 1_000
 
 

@@ -154,7 +154,7 @@ def completion_of(body: Json, response: WireResponse, route: Route) -> Completio
     Raises:
         MalformedAnswerError: It has no message.
     """
-    message = object_of(body, "message")
+    message = _message_of(body)
     if not message:
         raise malformed(response, route.provider, "message")
     parts = tuple(_parts(message))
@@ -170,6 +170,14 @@ def completion_of(body: Json, response: WireResponse, route: Route) -> Completio
         reasoning=_joined(parts, PartKind.REASONING),
         vendor_finish_reason=said[:64],
     )
+
+
+def _message_of(body: Json) -> Json:
+    """Return the message of an answer; ``/api/generate`` says its text beside it instead."""
+    message = object_of(body, "message")
+    if message or "response" not in body:
+        return message
+    return {"content": body.get("response"), "thinking": body.get("thinking")}
 
 
 def usage_from(body: Json, model: str) -> Usage:
@@ -233,7 +241,7 @@ class OllamaDecoder(BaseDecoder):
             self._failure = OLLAMA.classify_event(event, self._response, self._route.provider)
             return []
         self._last = event
-        message = object_of(event, "message")
+        message = _message_of(event)
         deltas = list(self._add_texts(message))
         for call in objects_of(message, "tool_calls"):
             deltas.extend(self._add_call(call))

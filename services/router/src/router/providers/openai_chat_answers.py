@@ -74,7 +74,7 @@ def completion_of(body: Json, response: WireResponse, route: Route) -> Completio
     choices = sorted(objects_of(body, "choices"), key=lambda choice: count_of(choice, "index"))
     if not choices:
         raise malformed(response, route.provider, "choices")
-    message = object_of(choices[0], "message")
+    message = _message_of(choices[0])
     parts = tuple(_parts(message))
     said = text_of(choices[0], "finish_reason")
     model = text_of(body, "model") or route.model.model_id
@@ -93,8 +93,14 @@ def completion_of(body: Json, response: WireResponse, route: Route) -> Completio
         tier=optional_text_of(body, "service_tier"),
         upstream=optional_text_of(body, "provider"),
         provider_cost_nano_usd=cost_nano_usd(usage) if vendor(route.vendor).reports_cost else None,
-        other_texts=tuple(_joined(tuple(_parts(object_of(other, "message"))), PartKind.TEXT) for other in choices[1:]),
+        other_texts=tuple(_joined(tuple(_parts(_message_of(other))), PartKind.TEXT) for other in choices[1:]),
     )
+
+
+def _message_of(choice: Json) -> Json:
+    """Return a choice's message; the older text completions say their text beside it instead."""
+    message = object_of(choice, "message") or object_of(choice, "delta")
+    return message if message or "text" not in choice else {"content": choice.get("text")}
 
 
 def _finish(choice: Json, said: str) -> FinishReason:
@@ -266,8 +272,7 @@ class _ChoiceSum:
 
     def add(self, choice: Json) -> list[Delta]:
         """Add a chunk's share and return what it shows."""
-        # Some hosts send the last chunk as a whole message.
-        delta = object_of(choice, "delta") or object_of(choice, "message")
+        delta = _message_of(choice)
         self.finish_reason = text_of(choice, "finish_reason") or self.finish_reason
         self._error = choice.get("error") or self._error
         shown = list(self._add_texts(delta))
