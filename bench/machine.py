@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Final
 
 import psutil
@@ -20,6 +21,8 @@ from bench.errors import BenchError
 
 _BUSY: Final = 0.85
 """Share of a core's time from which on it is called the bottleneck."""
+_SPINS: Final = 7
+_SPIN_STEPS: Final = 200_000
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,8 @@ class Meter:
             at=time.perf_counter(),
             groups={name: sum(self._spent(pid) for pid in pids) for name, pids in self._groups.items()},
             busy={
-                core: times.user + times.nice + times.system + times.irq + times.softirq
+                # What the host took away was not idle either.
+                core: times.user + times.nice + times.system + times.irq + times.softirq + times.steal
                 for core, times in enumerate(psutil.cpu_times(percpu=True))
             },
         )
@@ -160,7 +164,18 @@ def describe() -> dict[str, object]:
         "commit": _commit(),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "load_average": [round(each, 2) for each in os.getloadavg()],
+        "spin_ms": round(spin_ms(), 2),
     }
+
+
+def spin_ms() -> float:
+    """Return how long a fixed piece of arithmetic takes: machines, and hours of one machine, differ in speed."""
+    times = []
+    for _ in range(_SPINS):
+        begin = time.perf_counter()
+        sum(number * number % 7 for number in range(_SPIN_STEPS))
+        times.append(time.perf_counter() - begin)
+    return median(times) * 1000
 
 
 def _commit() -> str:

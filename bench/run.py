@@ -21,6 +21,7 @@ from rich.console import Console
 from bench.errors import BenchError
 from bench.machine import describe, split_cores
 from bench.parts.floors import measure_floors
+from bench.parts.flush import measure_flush
 from bench.parts.keyvault import measure_keyvault
 from bench.parts.memory import measure_memory
 from bench.parts.metering import measure_metering
@@ -60,6 +61,7 @@ _PARTS: Final[dict[str, Callable[[Room, Suite], Awaitable[list[Row]]]]] = {
     "floors": measure_floors,
     "keyvault": measure_keyvault,
     "metering": measure_metering,
+    "flush": measure_flush,
     "router": _with_peers,
     "memory": measure_memory,
 }

@@ -1,4 +1,4 @@
-"""What a pair of reserve and settle costs Metering and Redis with eight limits, and how fast the ledger is written."""
+"""What a pair of reserve and settle costs Metering and Redis with eight limits, at 64 in flight."""
 
 from statistics import median
 from typing import Final
@@ -9,23 +9,26 @@ from bench.rows import Row, row_of
 from bench.suite import Suite
 
 _BATCH: Final = 16
-_BATCHES: Final = 4
+BATCHES: Final = 4
+
+
+def pairs_job(suite: Suite) -> PairsJob:
+    """Say to a driver to reserve and settle on the accounts with eight limits."""
+    return PairsJob(
+        suite.grpc("metering", role="router"),
+        [member.agent_id for member in suite.limited],
+        [member.owner_id for member in suite.limited],
+        _BATCH,
+    )
 
 
 async def measure_metering(room: Room, suite: Suite) -> list[Row]:
     """Measure Metering's rows."""
     room.pin_measured("metering")
-    fleet = suite.limited
-    job = PairsJob(
-        suite.grpc("metering", role="router"),
-        [member.agent_id for member in fleet],
-        [member.owner_id for member in fleet],
-        _BATCH,
-    )
-    pairs = await room.driver(job)
-    ran = await room.stretches(pairs, in_flight=_BATCHES)
+    pairs = await room.driver(pairs_job(suite))
+    ran = await room.stretches(pairs, in_flight=BATCHES)
     rate = median(each.load.per_second for each in ran)
-    shape = f"{_BATCHES} batches of {_BATCH} in flight, 8 limits, {len(fleet)} accounts, {rate:,.0f} pairs/s"
+    shape = f"{BATCHES} batches of {_BATCH} in flight, 8 limits, {len(suite.limited)} accounts, {rate:,.0f} pairs/s"
     return [
         row_of(
             "metering.cpu_us_per_pair.c64",
