@@ -133,8 +133,8 @@ PutStatus = Literal["WRITTEN", "REPLAYED", "STALE", "WINDOW_MISSED", "KEY_NOT_PR
 class PutResult:
     """What became of a change, and the audit index that belongs to that answer.
 
-    WRITTEN: the index of its entry. REPLAYED: the index that the request id was recorded with. STALE: that of the present
-    row, or 0. WINDOW_MISSED: the head of the log. KEY_NOT_PRIMARY: 0.
+    WRITTEN: the index of its entry. REPLAYED: the index that the request id was recorded with. STALE: that of the
+    present row, or 0. WINDOW_MISSED: the head of the log. KEY_NOT_PRIMARY: 0.
     """
 
     status: PutStatus
@@ -178,6 +178,10 @@ class ProviderKeyStore(Protocol):
 
     async def find_request(self, scope: str, request_id: str) -> RecordedRequest | None:
         """Return what a request id was used for."""
+        ...
+
+    async def forget_requests(self, age: timedelta) -> None:
+        """Forget request ids that were recorded longer than `age` ago."""
         ...
 
     async def put(self, change: KeyChange) -> PutResult:

@@ -1,9 +1,9 @@
 """Audit entries and their leaves: the canonical, salted bytes that the log keeps and hashes.
 
-An entry says who did what to which key, when and for whom; a secret, a prompt or a header never enters it. A leaf begins
-with 16 random bytes: once an owner's leaves are forgotten, their hashes stay in the log and nobody can find out by trying
-names what they said. The index of an entry is its position in the log, assigned by the append function, and is the only
-sequence there is.
+An entry says who did what to which key, when and for whom; a secret, a prompt or a header never enters it. A leaf
+begins with 16 random bytes: once an owner's leaves are forgotten, their hashes stay in the log and nobody can find out
+by trying names what they said. The index of an entry is its position in the log, assigned by the append function, and
+is the only sequence there is.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """HMACs over authority rows: what may be leased, and to whom.
 
-A row's HMAC covers all of its fields, its HMAC key version, and the index of the audit entry that wrote it. So a row that was
-forged, edited or copied to another place in the log is refused when it is read. A whole older row that is put back in place
-of a newer one is valid in itself: that is found by comparing row and log, not here.
+A row's HMAC covers all of its fields, its HMAC key version, and the index of the audit entry that wrote it. So a row
+that was forged, edited or copied to another place in the log is refused when it is read. A whole older row that is put
+back in place of a newer one is valid in itself: that is found by comparing row and log, not here.
 
-The index is not known before the log's head is locked, and the lock is never held by a client. Hence `AuthorityWindow`: the
-HMACs for the next few indexes are computed in advance, the append function picks the one of the index that it assigns, and
-a log that moved past the window costs one retry with a wider one. The alternative, giving the database what it needs to
-compute HMACs itself, would let the database forge rows.
+The index is not known before the log's head is locked, and the lock is never held by a client. Hence `AuthorityWindow`:
+the HMACs for the next few indexes are computed in advance, the append function picks the one of the index that it
+assigns, and a log that moved past the window costs one retry with a wider one. The alternative, giving the database
+what it needs to compute HMACs itself, would let the database forge rows.
 """
 
 from __future__ import annotations

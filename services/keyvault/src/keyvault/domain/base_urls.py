@@ -1,7 +1,7 @@
 """The shape of a base URL: what may be saved, and the one canonical form that envelopes are bound to.
 
-Only the shape is judged here. What needs the network (where a name resolves to, where a server redirects to) is judged by
-the Router's egress guard and by validation.
+Only the shape is judged here. What needs the network (where a name resolves to, where a server redirects to) is judged
+by the Router's egress guard and by validation.
 """
 
 from __future__ import annotations

@@ -27,11 +27,12 @@ Wrapped DEK (layer 2), always 134 bytes::
     86      32     ciphertext
     118     16     GCM tag
 
-In both layers HKDF-SHA-512 of the key (DEK, KEK) with the salt and the layer's label gives 64 bytes: the first 32 are the
-AES-256-GCM key, the last 32 the key commitment, which is compared in constant time before anything is decrypted. GCM alone
-does not commit to its key: two keys can open one ciphertext to two secrets. A key is derived for every seal and every wrap,
-so the bound on random nonces under one key never comes near. The associated data of a layer is its header and the
-canonical form of the context, so that neither layer opens for another key, version, owner, provider or base URL.
+In both layers HKDF-SHA-512 of the key (DEK, KEK) with the salt and the layer's label gives 64 bytes: the first 32 are
+the AES-256-GCM key, the last 32 the key commitment, which is compared in constant time before anything is decrypted.
+GCM alone does not commit to its key: two keys can open one ciphertext to two secrets. A key is derived for every seal
+and every wrap, so the bound on random nonces under one key never comes near. The associated data of a layer is its
+header and the canonical form of the context, so that neither layer opens for another key, version, owner, provider or
+base URL.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class SealedSecretInvalidError(DomainError):
 
 
 class EnvelopeCorruptError(DomainError):
-    """Sealed bytes fail authentication: a byte was changed, or they belong to another key, owner, provider or base URL."""
+    """Sealed bytes fail authentication: they were changed, or belong to another key, owner, provider or base URL."""
 
 
 class AuthorityForgedError(DomainError):

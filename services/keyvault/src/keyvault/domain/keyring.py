@@ -6,8 +6,8 @@ States of one version::
                                   ▲            │
                                   └────────────┘
 
-Only PRIMARY wraps or signs; PRIMARY and DECRYPT_ONLY unwrap or verify; a DISABLED version comes back as DECRYPT_ONLY; from
-DESTROYED nothing comes back. A keyring in memory is a snapshot: a new version means a new `Keyring`.
+Only PRIMARY wraps or signs; PRIMARY and DECRYPT_ONLY unwrap or verify; a DISABLED version comes back as DECRYPT_ONLY;
+from DESTROYED nothing comes back. A keyring in memory is a snapshot: a new version means a new `Keyring`.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ class Keyring:
         return Kek(version=key.version, key=key.key)
 
     def primary_kek(self) -> Kek:
-        """Return the KEK for wrapping. Whoever stores what it wrapped must hold its row FOR SHARE and find it PRIMARY."""
+        """Return the KEK that wraps. Whoever stores what it wrapped holds its row FOR SHARE and finds it PRIMARY."""
         key = self.primary(KeyPurpose.KEK)
         return Kek(version=key.version, key=key.key)
 
@@ -227,7 +227,8 @@ class Keyring:
 def unlock(deployment: str, records: Iterable[KeyringRecord], root_for: Callable[[str], KeyWrapper]) -> Keyring:
     """Return the keyring in `records`, unwrapped by the root keys that `root_for` returns for their ids.
 
-    DESTROYED versions have no key left and are passed over; DISABLED ones are unwrapped, but the ring refuses their use.
+    DESTROYED versions have no key left and are passed over; DISABLED ones are unwrapped, but the ring refuses their
+    use.
 
     Raises:
         EnvelopeCorruptError: a record was wrapped by another root key, or for another deployment.

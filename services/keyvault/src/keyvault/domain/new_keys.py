@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from keyvault.domain.provider_keys import PRIORITY_DEFAULT, PRIORITY_MAX, OperationRoute
 from servicekit.errors import FieldViolation, InvalidArgumentError
@@ -55,9 +55,9 @@ def check_text(field: str, text: str, *, characters_max: int) -> str:
     """
     trimmed = text.strip()
     if len(trimmed) > characters_max:
-        refuse(field, "TEXT_TOO_LONG", f"Send at most {characters_max} characters.")
+        raise refused(field, "TEXT_TOO_LONG", f"Send at most {characters_max} characters.")
     if any(unicodedata.category(character).startswith("C") for character in trimmed):
-        refuse(field, "TEXT_HAS_CONTROL_CHARACTERS", "Leave control and invisible characters out.")
+        raise refused(field, "TEXT_HAS_CONTROL_CHARACTERS", "Leave control and invisible characters out.")
     return trimmed
 
 
@@ -70,7 +70,7 @@ def check_priority(priority: int | None) -> int:
     if priority is None:
         return PRIORITY_DEFAULT
     if not 0 <= priority <= PRIORITY_MAX:
-        refuse("priority", "PRIORITY_OUT_OF_RANGE", f"Send 0 to {PRIORITY_MAX}; lower is tried first.")
+        raise refused("priority", "PRIORITY_OUT_OF_RANGE", f"Send 0 to {PRIORITY_MAX}; lower is tried first.")
     return priority
 
 
@@ -98,23 +98,25 @@ def check_mapping(
 
 def _check_route(field: str, route: OperationRoute) -> None:
     if not check_text(f"{field}.model", route.model, characters_max=MODEL_CHARACTERS_MAX):
-        refuse(f"{field}.model", "MODEL_EMPTY", "Name the model as the provider does.")
+        raise refused(f"{field}.model", "MODEL_EMPTY", "Name the model as the provider does.")
     if route.model != route.model.strip():
-        refuse(f"{field}.model", "MODEL_MALFORMED", "Leave out the white space around the model's name.")
+        raise refused(f"{field}.model", "MODEL_MALFORMED", "Leave out the white space around the model's name.")
     check_text(f"{field}.tier", route.tier, characters_max=TIER_CHARACTERS_MAX)
     _check_words(f"{field}.capabilities", route.capabilities, CAPABILITIES)
     _check_words(f"{field}.features", route.features, FEATURES)
     if not 0 <= route.context_window_tokens <= CONTEXT_WINDOW_TOKENS_MAX:
-        refuse(f"{field}.context_window_tokens", "OUT_OF_RANGE", f"Send 0 to {CONTEXT_WINDOW_TOKENS_MAX}.")
+        raise refused(f"{field}.context_window_tokens", "OUT_OF_RANGE", f"Send 0 to {CONTEXT_WINDOW_TOKENS_MAX}.")
     if not 0 <= route.dimensions <= DIMENSIONS_MAX:
-        refuse(f"{field}.dimensions", "OUT_OF_RANGE", f"Send 0 to {DIMENSIONS_MAX}.")
+        raise refused(f"{field}.dimensions", "OUT_OF_RANGE", f"Send 0 to {DIMENSIONS_MAX}.")
 
 
 def _check_words(field: str, words: Sequence[str], known: frozenset[str]) -> None:
     if not known.issuperset(words) or len(set(words)) != len(words):
-        refuse(field, "WORD_UNKNOWN", f"Send each of these at most once, and nothing else: {', '.join(sorted(known))}.")
+        raise refused(
+            field, "WORD_UNKNOWN", f"Send each of these at most once, and nothing else: {', '.join(sorted(known))}."
+        )
 
 
-def refuse(field: str, reason: str, remedy: str) -> NoReturn:
-    """Raise InvalidArgumentError for one field."""
-    raise InvalidArgumentError(violations=[FieldViolation(field=field, reason=reason, description=remedy)])
+def refused(field: str, reason: str, remedy: str) -> InvalidArgumentError:
+    """Return the complaint about one field."""
+    return InvalidArgumentError(violations=[FieldViolation(field=field, reason=reason, description=remedy)])

@@ -1,7 +1,7 @@
 """Whose a provider key is, and for whom it may be used.
 
-The account that owns a key decides who pays; `Scope` decides for whom a lease may be taken. Both are fixed when the key is
-created and are bound into its envelope, so no edit of a row moves a secret to another owner.
+The account that owns a key decides who pays; `Scope` decides for whom a lease may be taken. Both are fixed when the key
+is created and are bound into its envelope, so no edit of a row moves a secret to another owner.
 """
 
 from __future__ import annotations

@@ -249,8 +249,8 @@ def rest_after(
 ) -> timedelta | None:
     """Return how long the key must rest from `now`, or None when the outcome asks for no longer rest than it has.
 
-    A provider that is never believed beyond `rules.longest` cannot put a key out of use, and a step below which a longer
-    rest is not worth an audit entry keeps a storm of throttled calls from filling the log.
+    A provider that is never believed beyond `rules.longest` cannot put a key out of use, and a step below which a
+    longer rest is not worth an audit entry keeps a storm of throttled calls from filling the log.
     """
     default = {Outcome.RATE_LIMITED: rules.rate_limited, Outcome.QUOTA_EXHAUSTED: rules.quota_exhausted}.get(outcome)
     if default is None:

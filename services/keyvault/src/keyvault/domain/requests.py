@@ -22,7 +22,8 @@ _BODY_LABEL: Final = "byok/keyvault/v1/request-body"
 class RequestIdentity:
     """A request id within its scope, with the keyed HMAC of what was asked.
 
-    The HMAC is keyed because the body holds the secret: a plain hash of it would let whoever reads the table test guesses.
+    The HMAC is keyed because the body holds the secret: a plain hash of it would let whoever reads the table test
+    guesses.
     """
 
     scope: str

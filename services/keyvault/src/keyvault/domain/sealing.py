@@ -1,4 +1,7 @@
-"""HPKE (RFC 9180; DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-256-GCM): leases to Routers, submitted secrets from owners.
+"""HPKE: leases to Routers, submitted secrets from owners.
+
+RFC 9180 with DHKEM(X25519, HKDF-SHA256), HKDF-SHA256 and AES-256-GCM; a message is the encapsulated key, then the
+ciphertext.
 
 `info` is a list of parts, each with its length in four bytes, big endian, before it: no two lists give the same bytes.
 """

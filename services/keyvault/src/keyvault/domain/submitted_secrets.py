@@ -74,7 +74,8 @@ def parse_secret(submitted: bytes, *, field: str) -> SubmittedSecret:
 def fingerprint(secret: Secret, *, has_vendor_format: bool) -> Fingerprint:
     """Return what the owner may see of `secret`.
 
-    A short secret without a vendor's format may be a word that its owner made up, and could be found by hashing guesses.
+    A short secret without a vendor's format may be a word that its owner made up, and could be found by hashing
+    guesses.
     """
     plaintext = secret.reveal()
     if len(plaintext) < GUESSABLE_BELOW_BYTES and not has_vendor_format:

@@ -16,6 +16,7 @@ from keyvault.domain.envelope import open_envelope
 from keyvault.domain.errors import (
     AuthorityForgedError,
     EnvelopeCorruptError,
+    LeaseBoundReachedError,
     StaleAuthorityError,
 )
 from keyvault.domain.leases import (
@@ -43,7 +44,7 @@ from servicekit.secrets import Secret
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from keyvault.ports import AuthorityRows, BindingRow, Capabilities, KeyringSource, KeyRow, LeaseLog
+    from keyvault.ports import Alarms, AuthorityRows, BindingRow, Capabilities, KeyringSource, KeyRow, LeaseLog
     from keyvault.usecases.report_corruption import ReportCorruption
     from keyvault.usecases.verify_rows import VerifyRows
     from servicekit.clock import Clock
@@ -117,6 +118,7 @@ class AcquireLeases:
         verify: VerifyRows,
         capabilities: Capabilities,
         corruption: ReportCorruption,
+        alarms: Alarms,
         bound: DistinctKeyBound,
         clock: Clock,
         life: timedelta,
@@ -127,6 +129,7 @@ class AcquireLeases:
         self._verify = verify
         self._capabilities = capabilities
         self._corruption = corruption
+        self._alarms = alarms
         self._bound = bound
         self._clock = clock
         self._life = life
@@ -216,6 +219,9 @@ class AcquireLeases:
                 return NoLease(reason=selection, authority_index=authority.head, life=self._life)
             key_id = selection.key.key.provider_key_id
             self._bound.admit(asked.call.caller, key_id, self._clock.monotonic())
+        except LeaseBoundReachedError as error:
+            self._alarms.lease_bound_reached(asked.call.caller)
+            return error
         except DomainError as error:
             return error
         return selection

@@ -42,7 +42,7 @@ class Binding:
 class BindAgent:
     """Binds an agent, or moves it. What was leased to it before ends."""
 
-    def __init__(  # noqa: PLR0913 (its ports; keyword-only)
+    def __init__(
         self,
         *,
         store: BindingStore,

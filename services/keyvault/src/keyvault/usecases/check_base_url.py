@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from keyvault.domain.base_urls import canonical_base_url
-from keyvault.domain.new_keys import refuse
+from keyvault.domain.new_keys import refused
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -33,10 +33,10 @@ class CheckBaseUrl:
         terms = self._capabilities.provider(provider)
         if terms is None:
             known = ", ".join(self._capabilities.providers())
-            refuse("provider", "PROVIDER_UNKNOWN", f"Send one of: {known}.")
+            raise refused("provider", "PROVIDER_UNKNOWN", f"Send one of: {known}.")
         if not base_url:
             if not terms.base_url:
-                refuse(
+                raise refused(
                     "base_url", "BASE_URL_REQUIRED", f"Say where {terms.name} is reached; it has no address of its own."
                 )
             return canonical_base_url(terms.base_url, allowed_hosts=self._allowed_hosts)
@@ -46,5 +46,7 @@ class CheckBaseUrl:
         if terms.fixed_hosts and parts.hostname not in terms.fixed_hosts and place not in self._allowed_hosts:
             # Else the key of a vendor could be sent to whoever the base URL names.
             hosts = ", ".join(sorted(terms.fixed_hosts))
-            refuse("base_url", "BASE_URL_OF_ANOTHER_HOST", f"{terms.name} is reached at {hosts} only; leave it empty.")
+            raise refused(
+                "base_url", "BASE_URL_OF_ANOTHER_HOST", f"{terms.name} is reached at {hosts} only; leave it empty."
+            )
         return canonical

@@ -12,7 +12,7 @@ from keyvault.domain.new_keys import (
     check_mapping,
     check_priority,
     check_text,
-    refuse,
+    refused,
 )
 from keyvault.domain.ownership import Holder, Scope, check_holder, check_identifier
 from keyvault.domain.provider_keys import (
@@ -199,7 +199,7 @@ class CreateProviderKey:
         present = await self._store.find(KeyFilter(account=key.holder.owned_by, limit=bound))
         if len(present) >= bound:
             remedy = f"An account may have {bound} keys that are not revoked. Revoke those that are not needed."
-            refuse("acting_for", "TOO_MANY_KEYS", remedy)
+            raise refused("acting_for", "TOO_MANY_KEYS", remedy)
 
 
 def _body(asked: NewKey, submitted: SubmittedSecret) -> RequestBody:

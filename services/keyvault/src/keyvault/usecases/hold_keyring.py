@@ -1,4 +1,4 @@
-"""Holds the unwrapped keyring of this process: made on the first start, unlocked at every start, read again on demand."""
+"""Holds the unwrapped keyring of this process: made on the first start, unlocked at each, read again on demand."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from keyvault.domain.errors import KekVersionUnavailableError, SealedSecretInvalidError
 from keyvault.domain.keyring import KeyPurpose
-from keyvault.domain.new_keys import refuse
+from keyvault.domain.new_keys import refused
 from keyvault.domain.ownership import Principal
 from keyvault.domain.sealing import open_submission, submission_key_id
 from keyvault.domain.submitted_secrets import Fingerprint, SubmittedSecret, fingerprint, parse_secret
@@ -72,7 +72,9 @@ class OpenSubmission:
         vendor = self._capabilities.foreign_vendor(context.provider, parsed.secret.reveal())
         if vendor:
             remedy = f"This looks like a key of {vendor}. Name that provider, or send the key of {context.provider}."
-            refuse("sealed" if isinstance(submitted, SealedInput) else "plaintext", "SECRET_OF_ANOTHER_VENDOR", remedy)
+            raise refused(
+                "sealed" if isinstance(submitted, SealedInput) else "plaintext", "SECRET_OF_ANOTHER_VENDOR", remedy
+            )
         return parsed
 
     def fingerprint(self, secret: Secret) -> Fingerprint:
@@ -82,7 +84,7 @@ class OpenSubmission:
 
     def _opened(self, sealed: SealedInput, context: SubmissionContext) -> bytes:
         if len(sealed.ciphertext) > SEALED_BYTES_MAX:
-            refuse("sealed.ciphertext", "SECRET_TOO_LONG", f"Send at most {SEALED_BYTES_MAX} bytes.")
+            raise refused("sealed.ciphertext", "SECRET_TOO_LONG", f"Send at most {SEALED_BYTES_MAX} bytes.")
         key = self._submission_key(sealed.submission_key_id)
         bound_to = (
             self._keyring.current().deployment,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from keyvault.domain.canonical import encode_fields
-from keyvault.domain.new_keys import refuse
+from keyvault.domain.new_keys import refused
 from keyvault.domain.ownership import Principal, check_identifier
 from keyvault.domain.provider_keys import StoredKey
 from keyvault.ports import KeyFilter
@@ -95,7 +95,7 @@ class ListProviderKeys:
 
 def _page_size(asked: int) -> int:
     if asked < 0 or asked > PAGE_SIZE_MAX:
-        refuse(
+        raise refused(
             "page_size",
             "PAGE_SIZE_OUT_OF_RANGE",
             f"Send 1 to {PAGE_SIZE_MAX}, or leave it out for {PAGE_SIZE_DEFAULT}.",
@@ -121,6 +121,6 @@ def _read_token(listing: KeyListing) -> str:
             return token[_FILTER_HASH_BYTES:].decode("ascii")
     except (binascii.Error, ValueError):
         pass
-    refuse(
+    raise refused(
         "page_token", "PAGE_TOKEN_INVALID", "Send the token of the page before, with the same filter; or start again."
     )

@@ -49,7 +49,7 @@ class ReportedOutcome:
 class ReportOutcomes:
     """Takes outcomes in batches; a repeated one changes nothing more."""
 
-    def __init__(  # noqa: PLR0913 (its ports; keyword-only)
+    def __init__(
         self,
         *,
         store: ProviderKeyStore,

@@ -76,7 +76,8 @@ class RevokeProviderKey:
     async def __call__(self, asked: Revocation) -> RevokedKey:
         """Return the key, REVOKED, after every connected watcher acknowledged or its bound has passed.
 
-        A caller whose deadline ends first may repeat the request: the revocation stands, and only the waiting is repeated.
+        A caller whose deadline ends first may repeat the request: the revocation stands, and only the waiting is
+        repeated.
 
         Raises:
             InvalidArgumentError: naming the field that does not fit.

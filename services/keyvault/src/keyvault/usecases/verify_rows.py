@@ -1,4 +1,4 @@
-"""Turns stored authority rows into what may be believed: authenticated, decoded, and in agreement with their columns."""
+"""Turns stored authority rows into what may be believed: authenticated, decoded, in agreement with their columns."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CACHED_ROWS_MAX: Final = 8192
 
 
 class VerifyRows:
-    """Verifies rows, and remembers what it verified: a row that is equal to the last byte need not be verified again."""
+    """Verifies rows, and remembers what it verified: a row that is equal to the last byte is not verified again."""
 
     def __init__(self, keyring: KeyringSource, *, cached_rows_max: int = CACHED_ROWS_MAX) -> None:
         """Verify with the keys of `keyring`."""

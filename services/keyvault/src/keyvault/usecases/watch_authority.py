@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from keyvault.domain.audit_log import IndexedEntry
-from keyvault.domain.new_keys import refuse
+from keyvault.domain.new_keys import refused
 from keyvault.ports import WatcherReport
 from servicekit.errors import DomainError, OverloadedError
 
@@ -173,6 +173,11 @@ class WatchHub:
         return len(self._watches)
 
     @property
+    def is_failing(self) -> bool:
+        """Return whether the last round failed: the database does not answer."""
+        return self._is_failing
+
+    @property
     def position(self) -> int:
         """Return the index up to which this process has told its watchers."""
         return self._position
@@ -211,7 +216,9 @@ class WatchHub:
             raise OverloadedError("this replica has as many watchers as it may have; watch at another")
         head = await self._feed.head()
         if not 0 <= resume_index <= head:
-            refuse("hello.resume_index", "RESUME_BEYOND_HEAD", "Drop the cache and resume from 0: the log is shorter.")
+            raise refused(
+                "hello.resume_index", "RESUME_BEYOND_HEAD", "Drop the cache and resume from 0: the log is shorter."
+            )
         watch = Watch(
             caller=caller,
             holder=holder,

@@ -34,28 +34,29 @@ from keyvault.usecases.verify_rows import found_by
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import timedelta
 
     import asyncpg
 
     from keyvault.adapters.postgres.pool import Database
     from keyvault.domain.audit_log import AuditEntry
 
-_KEY_COLUMNS: Final = """
-    provider_key_id, audit_index, scope, owner_kind, owner_id, agent_id, provider, base_url, priority, state,
-    key_version, record, mac_key_version, mac
+_KEYS: Final = """
+    SELECT provider_key_id, audit_index, scope, owner_kind, owner_id, agent_id, provider, base_url, priority, state,
+           key_version, record, mac_key_version, mac
+    FROM agent_ai_keys
 """
-_KEY: Final = f"SELECT {_KEY_COLUMNS} FROM agent_ai_keys WHERE provider_key_id = $1"  # noqa: S608 (constants only)
-_PRESENT_KEY: Final = f"{_KEY} AND superseded_index IS NULL"
-_KEY_AT: Final = f"{_KEY} AND audit_index = $2"
-_PRESENT_KEYS: Final = f"""
-    SELECT {_KEY_COLUMNS} FROM agent_ai_keys WHERE provider_key_id = ANY($1) AND superseded_index IS NULL
-"""  # noqa: S608 (constants only)
-_LIST_KEYS: Final = f"""
-    SELECT {_KEY_COLUMNS} FROM agent_ai_keys
+_PRESENT_KEY: Final = _KEYS + "WHERE provider_key_id = $1 AND superseded_index IS NULL"
+_KEY_AT: Final = _KEYS + "WHERE provider_key_id = $1 AND audit_index = $2"
+_PRESENT_KEYS: Final = _KEYS + "WHERE provider_key_id = ANY($1) AND superseded_index IS NULL"
+_LIST_KEYS: Final = (
+    _KEYS
+    + """
     WHERE superseded_index IS NULL AND owner_kind = $1 AND owner_id = $2 AND provider_key_id > $3
       AND ($4 OR state <> 7) AND ($5 = '' OR provider = $5) AND ($6 = '' OR scope <> 1 OR agent_id = $6)
     ORDER BY provider_key_id LIMIT $7
-"""  # noqa: S608 (constants only)
+"""
+)
 _BINDING: Final = """
     SELECT agent_id, owner_id, audit_index, record, mac_key_version, mac FROM agent_bindings WHERE agent_id = $1
 """
@@ -64,6 +65,7 @@ _BINDING_AT: Final = f"{_BINDING} AND audit_index = $2"
 _REQUEST: Final = """
     SELECT mac_key_version, body_mac, resource_id, audit_index FROM requests WHERE scope = $1 AND request_id = $2
 """
+_FORGET_REQUESTS: Final = "DELETE FROM requests WHERE create_time < now() - $1::interval"
 _HEAD: Final = "SELECT last_index FROM audit_head"
 _AUTHORITY: Final = """
     WITH bound AS MATERIALIZED (
@@ -148,6 +150,10 @@ class PostgresAuthority(ProviderKeyStore, BindingStore, LeaseLog, AuditLog):
             return None
         identity = RequestIdentity(scope, request_id, row["mac_key_version"], row["body_mac"])
         return RecordedRequest(identity, row["resource_id"], row["audit_index"])
+
+    @override
+    async def forget_requests(self, age: timedelta) -> None:
+        await self._database.execute(_FORGET_REQUESTS, age)
 
     @override
     async def put(self, change: KeyChange) -> PutResult:

@@ -1,7 +1,7 @@
 """The feed of authority changes and the registry of watchers, on Postgres.
 
-`LISTEN` needs a session of its own, which poolers in transaction mode do not give. It only makes the feed faster: whoever
-reads it polls as well.
+`LISTEN` needs a session of its own, which poolers in transaction mode do not give. It only makes the feed faster:
+whoever reads it polls as well.
 """
 
 from __future__ import annotations

@@ -1,0 +1,35 @@
+"""`python -m keyvault [serve | migrate] [--config FILE] [--check-config]`."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from keyvault.app import SERVICE, apply_migrations, serve
+from keyvault.settings import Settings
+from servicekit.metrics import Metrics
+from servicekit.process import run
+from servicekit.settings import load
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Sequence
+
+
+def main(argv: Sequence[str]) -> None:
+    """Read the settings and do what was asked for."""
+    invocation = load(Settings, argv, commands=("serve", "migrate"))
+    settings = invocation.settings
+    metrics = Metrics(SERVICE)
+
+    async def work(stop: asyncio.Event) -> None:
+        if invocation.command == "migrate":
+            await apply_migrations(settings)
+        else:
+            await serve(settings, stop, metrics)
+
+    run(SERVICE, work, telemetry=settings.telemetry, metrics=metrics)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
