@@ -103,7 +103,12 @@ def request(port: int, *, url: str = "", body: bytes = b'{"x":1}') -> WireReques
 def attempt(*, seconds: float = 5.0, secret: str = CANARY, gate: Callable[[], None] = lambda: None) -> Attempt:
     """Make an attempt that may last so long."""
     return Attempt(
-        provider="simulated", secret=Secret(secret), deadline=CLOCK.monotonic() + seconds, before_first_byte=gate
+        provider="simulated",
+        secret=Secret(secret),
+        deadline=CLOCK.monotonic() + seconds,
+        before_first_byte=gate,
+        classify=lambda _: ProviderUnreachableError(provider="simulated", rule="unused"),
+        on_retry=lambda _: None,
     )
 
 

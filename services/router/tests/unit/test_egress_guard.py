@@ -11,7 +11,7 @@ from router.domain.refusals import EgressForbiddenError
 from router.transports.egress_guard import EgressPolicy, GuardedResolver, check_address, guarded_socket
 
 PRIVATE_ADDRESSES = (
-    "0.0.0.0",
+    "0.0.0.0",  # noqa: S104 (refused, not bound to)
     "10.1.2.3",
     "100.64.0.1",
     "100.100.100.200",
@@ -100,7 +100,7 @@ def test_what_is_no_address_is_refused(address: str) -> None:
         "https://api.example.com/a b",
         "https://api.example.com/\r\nhost: evil",
         "https://api.example.com\\@127.0.0.1/",
-        "https://１２７.0.0.1/",
+        "https://\uff11\uff12\uff17.0.0.1/",
         "https://bücher.example/",
         "https://api..example.com/",
         "https://-a.example.com/",

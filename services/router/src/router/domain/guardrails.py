@@ -13,7 +13,7 @@ from typing import Annotated, Final
 import msgspec
 
 from catalogue.models import Viability
-from router.domain.completions import ChatCall, Effort, Message, OutputSchema, Role, TextPart
+from router.domain.completions import ChatCall, Message, OutputSchema, Role, TextPart
 from router.domain.operations import GuardrailRequest
 from router.domain.prompts import Prompt
 
@@ -150,7 +150,7 @@ def judging_call(request: GuardrailRequest, prompts: GuardrailPrompts, viability
         messages=(Message(role=Role.USER, parts=(TextPart(text=content),)),),
         output_tokens_max=viability.output_tokens_max,
         schema=VERDICT_SCHEMA,
-        effort=Effort(viability.effort.value) if viability.effort is not None else None,
+        effort=viability.effort,
         temperature=0.0,
     )
 

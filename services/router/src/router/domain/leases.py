@@ -78,7 +78,7 @@ class MappedModel:
     dimensions: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, weakref_slot=True)
 class Lease:
     """A short-lived copy of a key for this process.
 
@@ -117,7 +117,7 @@ class NoKey:
     """There is no key to lease; the platform's policy may pay instead."""
 
     cause: PlatformCause
-    account: Account
+    account: Account | None
     owner_id: str
     agent_id: str
     authority_index: int

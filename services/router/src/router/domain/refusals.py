@@ -11,10 +11,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from router.domain import errors
-from router.domain.leases import PlatformCause
 from servicekit.errors import DomainError, QuotaViolation
 
 if TYPE_CHECKING:
+    from router.domain.leases import PlatformCause
     from router.domain.receipts import FailureReport
 
 

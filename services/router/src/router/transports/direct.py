@@ -40,6 +40,7 @@ _USER_AGENT = "byok-router/1"
 # aiohttp warns of larger bodies given as bytes, because writing them in one piece blocks the loop.
 _WHOLE_BODY_BYTES_MAX = 2**20 - 1
 _ENDPOINTS_MAX = 4096
+_REDIRECTS = 3
 _DECODABLE = frozenset({"gzip", "x-gzip", "deflate"})
 
 
@@ -158,7 +159,7 @@ class DirectTransport(ProviderTransport):
 
     async def _read(self, response: aiohttp.ClientResponse, provider: str) -> WireResponse:
         receive_time = self._clock.now()
-        if 300 <= response.status < 400:
+        if response.status // 100 == _REDIRECTS:
             raise EgressForbiddenError("The provider answered with a redirect, which is not followed.", rule="REDIRECT")
         limit = self._limits.answer_bytes_max
         if (response.content_length or 0) > limit:

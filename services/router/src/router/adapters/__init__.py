@@ -1,0 +1,1 @@
+"""The Router's ports, on KeyVault, on Metering, and in memory."""

@@ -1,0 +1,112 @@
+"""Remembers what Metering must still be told, until it is durable there: bounded, in memory, in order.
+
+    settle ──▶ UNSENT ──sent──▶ APPLIED at a position ──watermark passed──▶ forgotten
+                 ▲                     │
+                 └──── not taken, or the partition's history is another one ◀──┘
+
+A release is forgotten as soon as Metering has taken it: a hold that comes back from the dead only expires.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from byok.metering.v1.reservation_pb2 import SettleItem
+from router.domain.refusals import RouterOverloadedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from byok.metering.v1.reservation_pb2 import OutboxPosition, ReleaseItem
+
+
+@dataclass(slots=True)
+class _Settlement:
+    item: SettleItem
+    is_on_its_way: bool = False
+    partition: int = -1
+    generation: int = -1
+    sequence: int = -1
+
+
+class SettlementJournal:
+    """The settlements and releases of one process that are not durable yet."""
+
+    def __init__(self, entries_max: int) -> None:
+        """Bound the journal; open holds have their room reserved in it."""
+        self._entries_max = entries_max
+        self._settlements: dict[str, _Settlement] = {}
+        self._releases: dict[tuple[str, int], ReleaseItem] = {}
+        self.open_holds = 0
+
+    @property
+    def size(self) -> int:
+        """Return how many entries are not durable."""
+        return len(self._settlements) + len(self._releases)
+
+    def ensure_room(self) -> None:
+        """Check that one more hold could be settled.
+
+        Raises:
+            RouterOverloadedError: The journal is at its bound: Metering has been away for long.
+        """
+        if self.size + self.open_holds >= self._entries_max:
+            raise RouterOverloadedError
+
+    def add_settlement(self, item: SettleItem) -> None:
+        """Remember a settlement that is about to be sent."""
+        self._settlements[item.reservation_id] = _Settlement(item, is_on_its_way=True)
+
+    def add_release(self, item: ReleaseItem) -> None:
+        """Remember a release until it is taken."""
+        self._releases[item.call.request_id, item.call.call_index] = item
+
+    def note_applied(self, reservation_id: str, position: OutboxPosition) -> None:
+        """Note where a settlement stands; it is durable once the watermark has passed it."""
+        settlement = self._settlements.get(reservation_id)
+        if settlement is not None:
+            settlement.is_on_its_way = False
+            settlement.partition = position.partition
+            settlement.generation = position.generation
+            settlement.sequence = position.sequence
+
+    def note_unsent(self, reservation_ids: Iterable[str]) -> None:
+        """Note that settlements did not get through."""
+        for reservation_id in reservation_ids:
+            settlement = self._settlements.get(reservation_id)
+            if settlement is not None:
+                settlement.is_on_its_way = False
+                settlement.partition = -1
+
+    def drop_settlement(self, reservation_id: str) -> None:
+        """Forget a settlement that Metering will never take."""
+        self._settlements.pop(reservation_id, None)
+
+    def drop_release(self, item: ReleaseItem) -> None:
+        """Forget a release that was taken."""
+        self._releases.pop((item.call.request_id, item.call.call_index), None)
+
+    def note_watermarks(self, watermarks: Iterable[OutboxPosition]) -> None:
+        """Forget what is durable, and mark for another try what stands in a history that is gone."""
+        durable = {each.partition: (each.generation, each.sequence) for each in watermarks}
+        for reservation_id, settlement in list(self._settlements.items()):
+            reached = durable.get(settlement.partition)
+            if reached is None:
+                continue
+            generation, sequence = reached
+            if generation != settlement.generation:
+                settlement.partition = -1
+            elif sequence >= settlement.sequence:
+                del self._settlements[reservation_id]
+
+    def take_unsent_settlements(self) -> list[SettleItem]:
+        """Return the settlements that must be sent again, as being on their way."""
+        unsent = [each for each in self._settlements.values() if not each.is_on_its_way and each.partition < 0]
+        for each in unsent:
+            each.is_on_its_way = True
+        return [each.item for each in unsent]
+
+    def releases(self) -> list[ReleaseItem]:
+        """Return the releases that were not taken yet."""
+        return list(self._releases.values())

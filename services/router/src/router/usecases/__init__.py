@@ -1,0 +1,1 @@
+"""What the Router does, one module per operation, on top of its ports."""
