@@ -56,6 +56,12 @@ ANTHROPIC: Final = FailureTable(
         message=r"prompt is too long|input length and `max_tokens` exceed context limit|.{0,60}exceeds? the maximum",
     ),
     rule("anthropic.content_filter", ContentRefusedError, message=r"Output blocked by content filtering policy"),
+    rule(
+        "anthropic.daily_quota",
+        DailyQuotaError,
+        kind=["rate_limit_error"],
+        message=r"This request would exceed .{0,120}\b(daily|per day)\b",
+    ),
     rule("anthropic.rate_limit_error", ThrottledError, kind=["rate_limit_error"]),
     rule("anthropic.overloaded_error", ProviderOverloadedError, kind=["overloaded_error"]),
     rule("anthropic.timeout_error", ProviderUnavailableError, kind=["timeout_error"]),

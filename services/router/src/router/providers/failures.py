@@ -205,9 +205,14 @@ def read_fault(body: Json | None, status: int) -> Fault:
 
 
 def is_error_body(body: Json) -> bool:
-    """Say whether a body that came with a success states an error instead."""
+    """Say whether a body that came with a success states an error instead.
+
+    Cerebras and vLLM state it without an envelope: a message in words, where an answer has its choices.
+    """
     error = body.get("error")
-    return (isinstance(error, dict) and bool(error)) or (isinstance(error, str) and bool(error))
+    if isinstance(error, dict | str) and error:
+        return True
+    return isinstance(body.get("message"), str) and "choices" not in body
 
 
 def success_body(response: WireResponse, route: Route, table: FailureTable) -> Json:
