@@ -177,6 +177,14 @@ class Customer:
         )
         return await self._suite.limits.SetLimit(request)
 
+    async def limit_usage(self, limit_id: str) -> limit_service_pb2.LimitUsage:
+        """Return how much of one of the agent's limits is settled, held and in suspense."""
+        request = limit_service_pb2.ListLimitsRequest(
+            account=self.account, acting_for=self.principal, agent_id=self.agent_id
+        )
+        answer = await self._suite.limits.ListLimits(request)
+        return next(each for each in answer.limits if each.limit.limit_id == limit_id)
+
     async def entries(self) -> list[usage_service_pb2.LedgerEntry]:
         """Return every ledger entry of the account."""
         found: list[usage_service_pb2.LedgerEntry] = []
