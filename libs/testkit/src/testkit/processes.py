@@ -86,6 +86,8 @@ class ChildProcess:
                 stderr=log,
                 cwd=command.directory,
                 env=None if command.environment is None else dict(command.environment),
+                # Ctrl-C in a terminal must reach the starter alone, which ends its children in their right order.
+                process_group=0,
             )
 
     def wait_until(self, condition: Callable[[], bool], *, timeout_seconds: float) -> None:
