@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from aiohttp.abc import ResolveResult
+from typing_extensions import override
 
 from router.domain.errors import (
     AnswerTruncatedError,
@@ -310,6 +311,7 @@ class _Rebinding(dict[str, Any]):
         super().__init__(hostname="api.example.com", port=port, family=socket.AF_INET, proto=0, flags=0)
         self.looks = 0
 
+    @override
     def __getitem__(self, name: str) -> Any:
         if name != "host":
             return super().__getitem__(name)

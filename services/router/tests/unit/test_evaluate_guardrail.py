@@ -26,6 +26,7 @@ from router.domain.refusals import (
     RequestIdReusedError,
     RouterError,
 )
+from router.domain.wire import WireResponse
 from servicekit.errors import InvalidArgumentError
 from services.router.tests.kit import CANARY, Workbench, completion, failure, reply, verdict
 
@@ -106,9 +107,9 @@ async def test_an_answer_that_was_cut_is_never_repaired(bench: Workbench) -> Non
     "refused",
     [completion("", refusal="I can't help with that."), completion("", finish="content_filter")],
 )
-async def test_a_refusal_is_held_paid_and_final(bench: Workbench, refused: object) -> None:
+async def test_a_refusal_is_held_paid_and_final(bench: Workbench, refused: WireResponse) -> None:
     """The provider's own filter does not judge in the policy's place; a replay says the same and costs nothing."""
-    bench.provider.script = [refused]  # type: ignore[list-item]  # parametrized as an object
+    bench.provider.script = [refused]
     request = bench.guardrail()
     for _ in range(2):
         with pytest.raises(ContentHeldError):
@@ -156,10 +157,10 @@ async def test_a_cap_stops_the_call_before_it_is_made(bench: Workbench) -> None:
     ],
 )
 async def test_an_unbilled_failure_releases_its_hold_and_is_reported(
-    bench: Workbench, answer: object, expected: type[RouterError], outcome: OutcomeKind
+    bench: Workbench, answer: WireResponse, expected: type[RouterError], outcome: OutcomeKind
 ) -> None:
     """What no vendor bills is given back, KeyVault is told, and the failure is typed."""
-    bench.provider.script = [answer]  # type: ignore[list-item]  # parametrized as an object
+    bench.provider.script = [answer]
     call = asyncio.create_task(bench.evaluate_guardrail(bench.guardrail(), deadline=bench.deadline))
     for _ in range(4):
         await bench.clock.advance(timedelta(seconds=1))

@@ -15,6 +15,7 @@ from router.domain.refusals import (
     ProviderRequestRefusedError,
     ProvidersExhaustedError,
 )
+from router.domain.wire import WireRequest, WireResponse
 from servicekit.errors import InvalidArgumentError
 from services.router.tests.kit import Workbench, failure, reply, vectors
 
@@ -116,7 +117,7 @@ async def test_vectors_of_another_size_fail_the_call(bench: Workbench) -> None:
 async def test_vectors_are_normalized(bench: Workbench) -> None:
     """A vector of another length is scaled to one."""
 
-    def scaled(request: object) -> object:
+    def scaled(_request: WireRequest) -> WireResponse:
         return reply(
             {
                 "data": [{"index": 0, "embedding": [3.0, 4.0] + [0.0] * 1022}],
@@ -125,7 +126,7 @@ async def test_vectors_are_normalized(bench: Workbench) -> None:
             }
         )
 
-    bench.provider.script = [scaled]  # type: ignore[list-item]  # typed loosely on purpose
+    bench.provider.script = [scaled]
     answer = await bench.generate_embeddings(bench.embedding("a"), deadline=bench.deadline)
     assert [round(value, 6) for value in answer.vectors[0][:2]] == [0.6, 0.8]
 

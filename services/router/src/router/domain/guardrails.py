@@ -171,7 +171,8 @@ def read_judgement(text: str, request: GuardrailRequest) -> Judgement:
     """
     form = _decode(text)
     known = frozenset(rule.rule_id for rule in request.rules)
-    unknown = {each.rule_id for each in (*form.findings, *form.quotes)} - known if known else set()
+    named = {each.rule_id for each in form.findings} | {each.rule_id for each in form.quotes}
+    unknown = named - known if known else set()
     if unknown:
         raise UnusableAnswerError("`rule_id` must be one of the rule names of the policy, exactly as written")
     return Judgement(

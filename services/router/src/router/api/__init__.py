@@ -1,0 +1,1 @@
+"""The Router's gRPC face: requests in, answers and typed failures out."""
