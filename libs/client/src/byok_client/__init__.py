@@ -1,1 +1,1 @@
-"""The typed async client that a platform service imports."""
+"""The typed async client that a platform service imports: `byok_client.client.ByokClient` and what it speaks of."""
