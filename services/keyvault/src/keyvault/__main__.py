@@ -5,8 +5,11 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+import structlog
+
 from keyvault.app import SERVICE, apply_migrations, serve
 from keyvault.settings import Settings
+from servicekit.errors import DomainError
 from servicekit.metrics import Metrics
 from servicekit.process import run
 from servicekit.settings import load
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+_log = structlog.get_logger("keyvault.main")
+
+
 def main(argv: Sequence[str]) -> None:
     """Read the settings and do what was asked for."""
     invocation = load(Settings, argv, commands=("serve", "migrate"))
@@ -23,10 +29,15 @@ def main(argv: Sequence[str]) -> None:
     metrics = Metrics(SERVICE)
 
     async def work(stop: asyncio.Event) -> None:
-        if invocation.command == "migrate":
-            await apply_migrations(settings)
-        else:
-            await serve(settings, stop, metrics)
+        try:
+            if invocation.command == "migrate":
+                await apply_migrations(settings)
+            else:
+                await serve(settings, stop, metrics)
+        except DomainError as error:
+            # What an operator can mend is said in one line, without a traceback.
+            _log.error("service.stopped", error=type(error).__name__, reason=error.message, **error.facts)
+            raise SystemExit(1) from None
 
     run(SERVICE, work, telemetry=settings.telemetry, metrics=metrics)
 

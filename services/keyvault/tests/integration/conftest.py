@@ -46,7 +46,7 @@ async def start_vault(
     async with contextlib.AsyncExitStack() as stack:
 
         async def start(**changes: Any) -> Vault:
-            usual = {
+            usual: dict[str, Any] = {
                 "server": ServerSettings(
                     tls=TlsSettings(certificate_file=tls.certificate, private_key_file=tls.private_key, ca_file=tls.ca),
                     drain_grace=timedelta(seconds=2),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
+import grpc
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 
@@ -21,19 +22,17 @@ from byok.keyvault.v1 import (
 )
 from byok.type.v1 import account_pb2, operation_pb2
 from keyvault.app import serve
+from keyvault.settings import Settings
 from servicekit.channels import open_channel
 from servicekit.clock import SystemClock
 from servicekit.ids import new_uuid7
 from servicekit.metrics import Metrics
+from testkit.pki import ThrowawayCa
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    import grpc
-
-    from keyvault.settings import Settings
     from servicekit.identity import TlsFiles
-    from testkit.pki import ThrowawayCa
 
 SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
 SECRET = b"sk-ant-api03-canary-0123456789abcdefghijklmnop"
@@ -62,7 +61,7 @@ def validation_item(key_id: str, owner_id: str = "owner-1") -> lease_pb2.LeaseIt
 
 def create_request(**fields: Any) -> key_service_pb2.CreateKeyRequest:
     """Return a request for a key of all agents of an owner."""
-    usual = {
+    usual: dict[str, Any] = {
         "request_id": new_id(),
         "acting_for": owner(),
         "actor": "test",
@@ -77,7 +76,7 @@ def create_request(**fields: Any) -> key_service_pb2.CreateKeyRequest:
 
 def revoke_request(key_id: str, **fields: Any) -> key_service_pb2.RevokeKeyRequest:
     """Return a request to revoke a key."""
-    usual = {"request_id": new_id(), "acting_for": owner(), "actor": "test", "key_id": key_id}
+    usual: dict[str, Any] = {"request_id": new_id(), "acting_for": owner(), "actor": "test", "key_id": key_id}
     return key_service_pb2.RevokeKeyRequest(**(usual | fields))
 
 
@@ -154,7 +153,7 @@ class Vault:
 
     async def bind(self, agent_id: str = "agent-1", owner_id: str = "owner-1", **fields: Any) -> Any:
         """Bind an agent to its owner."""
-        usual = {
+        usual: dict[str, Any] = {
             "request_id": new_id(),
             "actor": "test",
             "agent_id": agent_id,
