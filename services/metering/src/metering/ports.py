@@ -357,6 +357,10 @@ class Ledger(Protocol):
         """Return operations with entries whose ids were made since a time."""
         ...
 
+    async def durable_times(self) -> dict[int, int]:
+        """Return up to which time (ms) each partition's records are in the ledger."""
+        ...
+
     async def prepare_partitions(self, now: datetime) -> None:
         """Make the tables that the ids of the next weeks go into."""
         ...

@@ -11,6 +11,7 @@ An operation is closed by a settlement that is final; until then each retry, rep
 own, and Metering numbers the attempts.
 """
 
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -81,7 +82,6 @@ class ReleaseCommand(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     leg: Leg = Leg.ACCOUNT
     # As if the call had never been asked for: its other leg was denied, and denials are not remembered.
     forgets: bool = False
-    is_platform_paid: bool = False
 
 
 class ExtendCommand(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -207,6 +207,8 @@ class Released(msgspec.Struct, frozen=True, gc=False):
 
     sequence: int
     was_unknown: bool
+    # Who would have paid; 0 if nothing was given back now.
+    payer: int = 0
 
 
 class AlreadySettled(msgspec.Struct, frozen=True):
@@ -252,6 +254,16 @@ ExtendOutcome = Extended | NotHeld | Fenced
 LookupOutcome = Found | Reused | NeedsHistory | Fenced
 
 
+@lru_cache(maxsize=131_072)
+def id_ms(identifier: str) -> int:
+    """Return when an id was made, in milliseconds since the epoch.
+
+    Raises:
+        ValueError: It is not a canonical UUIDv7.
+    """
+    return to_ms(uuid7_time(identifier))
+
+
 def id_hour(identifier: str) -> int:
     """Return the hour since the epoch that an id was made in."""
-    return to_ms(uuid7_time(identifier)) // HOUR_MS
+    return id_ms(identifier) // HOUR_MS

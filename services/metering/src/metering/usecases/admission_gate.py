@@ -21,13 +21,18 @@ class AdmissionGate:
         self._licence: Licence | None = None
         self._until = 0.0
         self._is_rebuilding = False
-        self._full_because = ""
+        self._full_because: dict[str, str] = {}
         self.suspicion = asyncio.Event()
 
     @property
     def licence(self) -> Licence | None:
         """Return the licence that was given last, also if it has ended by now."""
         return self._licence
+
+    @property
+    def is_rebuilding(self) -> bool:
+        """Tell whether counters are being rebuilt, or were never there."""
+        return self._is_rebuilding or self._licence is None
 
     @property
     def is_open(self) -> bool:
@@ -45,9 +50,12 @@ class AdmissionGate:
         self._until = 0.0
         self._is_rebuilding = is_rebuilding
 
-    def fill(self, because: str) -> None:
-        """Refuse reserves because a backlog is at its bound; an empty reason lets them in again."""
-        self._full_because = because
+    def fill(self, bound: str, because: str) -> None:
+        """Refuse reserves because a bound is reached; an empty reason lets them in again, as far as that bound goes."""
+        if because:
+            self._full_because[bound] = because
+        else:
+            self._full_because.pop(bound, None)
 
     def suspect(self) -> None:
         """Have the licence looked at now: something says that Redis is another one."""
@@ -67,7 +75,8 @@ class AdmissionGate:
                 "The licence to admit has ended and Postgres has not renewed it; retry soon.", dependency="postgres"
             )
         if self._full_because:
-            raise OverloadedError(f"Nothing new is admitted: {self._full_because}. Retry soon.")
+            reasons = " and ".join(sorted(self._full_because.values()))
+            raise OverloadedError(f"Nothing new is admitted: {reasons}. Retry soon.")
         return licence
 
     def enter_to_finish(self) -> Licence:
@@ -76,7 +85,7 @@ class AdmissionGate:
         Raises:
             RebuildingError: Counters are being rebuilt, or were never there.
         """
-        if self._is_rebuilding or self._licence is None:
+        if self.is_rebuilding or self._licence is None:
             raise RebuildingError("Counters are being rebuilt from the ledger; retry soon.")
         return self._licence
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import msgspec
 
 from metering.domain.accounts import PLATFORM
-from metering.domain.enums import Leg
+from metering.domain.enums import Leg, Payer
 from metering.domain.errors import AlreadySettledError, RebuildingError
 from metering.domain.ledger import reservation_id
 from metering.domain.reservations import AlreadySettled, ReleaseCommand, Released
@@ -42,17 +42,11 @@ class ReleaseBatch:
             else:
                 self._gate.suspect()
                 results.append(RebuildingError("Counters are being rebuilt from the ledger; retry soon."))
-        # Whether the platform paid is not said; a leg that is not there is a tombstone that nobody meets.
-        given_back = [command for command, result in zip(commands, results, strict=True) if _is_given_back(result)]
         legs = [
             msgspec.structs.replace(command, account=PLATFORM, leg=Leg.PLATFORM)
-            for command in given_back
-            if command.is_platform_paid
+            for command, result in zip(commands, results, strict=True)
+            if isinstance(result, Released) and result.payer == Payer.PLATFORM
         ]
         if legs:
             await self._store.release(legs, licence)
         return results
-
-
-def _is_given_back(result: Released | DomainError) -> bool:
-    return isinstance(result, Released) and not result.was_unknown

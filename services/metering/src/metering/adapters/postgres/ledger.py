@@ -132,6 +132,12 @@ class PostgresLedger(Ledger):
         return [each for each in found if each is not None]
 
     @override
+    async def durable_times(self) -> dict[int, int]:
+        async with self._database.connection() as connection:
+            found = await connection.fetch("SELECT partition, seen_ms FROM partitions")
+        return {row["partition"]: row["seen_ms"] for row in found}
+
+    @override
     async def prepare_partitions(self, now: datetime) -> None:
         start = (now - _PARTITIONS_BEHIND).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
         end = now + _PARTITIONS_AHEAD

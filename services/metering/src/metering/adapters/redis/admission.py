@@ -380,7 +380,7 @@ def _settle_outcome(reply: _Reply) -> SettleOutcome:
 def _release_outcome(reply: _Reply) -> ReleaseOutcome:
     word = reply[0]
     if word == b"RELEASED":
-        return Released(reply[2], bool(reply[1]))
+        return Released(reply[2], bool(reply[1]), reply[3])
     return AlreadySettled() if word == b"ALREADY_SETTLED" else Fenced()
 
 

@@ -19,13 +19,13 @@ end
 local entry = ensure_entry(record, attempt)
 local state = record[entry + 2]
 if state == SETTLED or state == POSTED then return {'ALREADY_SETTLED'} end
-if state == RELEASED then return {'RELEASED', 0, sequence} end
+if state == RELEASED then return {'RELEASED', 0, sequence, 0} end
 
 local raw_hold = id ~= '' and call('HGET', KEYS[4], 'h' .. id)
 record[entry], record[entry + 1], record[entry + 2], record[entry + 3], record[entry + 4] = tail, call_index, RELEASED, 0, 0
 if not raw_hold then
   save_record(KEYS[5], field, record, now, id_hour)
-  return {'RELEASED', 1, sequence}
+  return {'RELEASED', 1, sequence, 0}
 end
 local hold = decode(raw_hold)
 sequence = sequence + 1
@@ -40,4 +40,4 @@ if forgets == 1 and entry == #record - ENTRY + 1 then
 end
 save_record(KEYS[5], field, record, now, id_hour)
 emit(now, sequence, 3, account, id, {now, hold[4]}, '')
-return {'RELEASED', 0, sequence}
+return {'RELEASED', 0, sequence, hold[10]}
