@@ -335,5 +335,6 @@ def _reserved(result: ReserveResult, reserve: Reserve) -> Grant | FinalOutcome |
             attribution = reserve.attribution
             refused = remote_error(result.error)
             if refused.reason == "INVALID_ARGUMENT":
-                _log.error("reserve.not_understood", request_id=reserve.request_id, message=refused.message)
+                # Ours to mend, and no caller's: it becomes an opaque INTERNAL.
+                return RuntimeError(f"Metering does not understand a reserve: {refused.message}")
             return refusal_by_metering(refused, agent_id=attribution.agent_id, cause=attribution.platform_cause)

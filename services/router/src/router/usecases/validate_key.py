@@ -158,7 +158,8 @@ class ValidateKey:
         funding = Funding(
             lease=lease,
             account=lease.account,
-            owner_id=lease.owner_id,
+            # A key is tested for whoever owns it; there is no agent whose owner could be named.
+            owner_id=lease.owner_id or (lease.owned_by.id if lease.payer is Payer.OWNER else ""),
             binding_index=lease.binding_index,
             platform_cause=PlatformCause.CALLER_REQUESTED if lease.payer is Payer.PLATFORM else None,
         )
