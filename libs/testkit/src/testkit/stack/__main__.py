@@ -26,7 +26,8 @@ async def main():
         now = int(time.time() * 1000).to_bytes(6, "big") + uuid.uuid4().bytes[6:]
         request_id = str(uuid.UUID(bytes=now[:6] + bytes([now[6] & 15 | 112]) + now[7:]))
         print(await services.AccountServiceStub(channel).RegisterAgent(account.RegisterAgentRequest(
-            request_id=request_id, actor="me", agent_id="agent-1", owner_id="owner-1")))
+            request_id=request_id, acting_for={{"owner_id": "owner-1"}}, actor="me", agent_id="agent-1",
+            owner_id="owner-1")))
 
 asyncio.run(main())
 EOF"""

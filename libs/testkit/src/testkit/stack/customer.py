@@ -89,7 +89,11 @@ class Customer:
     async def register(self) -> account_service_pb2.Agent:
         """Register the agent under the owner."""
         request = account_service_pb2.RegisterAgentRequest(
-            request_id=new_request_id(), actor="testkit", agent_id=self.agent_id, owner_id=self.owner_id
+            request_id=new_request_id(),
+            acting_for=self.principal,
+            actor="testkit",
+            agent_id=self.agent_id,
+            owner_id=self.owner_id,
         )
         return (await self._suite.accounts.RegisterAgent(request)).agent
 
