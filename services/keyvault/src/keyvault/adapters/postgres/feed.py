@@ -39,7 +39,8 @@ _CHANGES: Final = """
 """
 _RECORD: Final = """
     INSERT INTO watchers AS w (caller, holder, acked_index, usable_until)
-    SELECT r.caller, r.holder, max(r.acked), max(clock_timestamp() + CASE WHEN r.awaits THEN $5 ELSE '0' END::interval)
+    SELECT r.caller, r.holder, max(r.acked),
+           max(clock_timestamp() + CASE WHEN r.awaits THEN $5::interval ELSE interval '0' END)
     FROM unnest($1::text[], $2::text[], $3::bigint[], $4::boolean[]) AS r (caller, holder, acked, awaits)
     GROUP BY r.caller, r.holder
     ORDER BY r.caller, r.holder
