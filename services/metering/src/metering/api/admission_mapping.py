@@ -7,7 +7,7 @@ import msgspec
 from google.protobuf.duration_pb2 import Duration
 
 from byok.metering.v1 import admission_service_pb2, reservation_pb2
-from byok.type.v1 import account_pb2
+from byok.type.v1 import account_pb2, operation_pb2
 from metering.api.errors import TABLE
 from metering.api.fields import (
     BODY_HASH_BYTES,
@@ -260,6 +260,10 @@ def _check_parties(message: reservation_pb2.Attribution, account: AccountKey) ->
     if message.agent_id:
         check_identifier(message.agent_id, "attribution.agent_id")
         check_identifier(message.owner_id, "attribution.owner_id")
+    elif message.operation == operation_pb2.OPERATION_KEY_VALIDATION:
+        # A key of all of an owner's agents is tested for its owner; no agent asked for it.
+        if account != PLATFORM:
+            check_identifier(message.owner_id, "attribution.owner_id")
     elif account != PLATFORM:
         raise invalid("attribution.agent_id", "AGENT_MISSING", "may be empty for the platform's own work only")
     texts = (
