@@ -194,7 +194,7 @@ class Vault:
             ready.set_result((grpc_port, admin_port))
 
         task = asyncio.create_task(serve(self.settings, stop, self.metrics, announce=announce))
-        await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([task, asyncio.ensure_future(ready)], return_when=asyncio.FIRST_COMPLETED)
         if not ready.done():
             await task
         self.port, self.admin_port = ready.result()

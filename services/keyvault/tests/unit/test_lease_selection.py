@@ -127,7 +127,8 @@ def test_an_agent_of_another_owner_is_not_found() -> None:
     for binding in (None, BINDING):
         with pytest.raises(AgentNotFoundError):
             ensure_agents_owner(binding, purpose)
-    assert ensure_agents_owner(BINDING, AgentPurpose("agent-1", Operation.CHAT, Principal(owner_id="owner-1")))
+    own = AgentPurpose("agent-1", Operation.CHAT, Principal(owner_id="owner-1"))
+    assert ensure_agents_owner(BINDING, own) is BINDING
 
 
 def test_platform_keys_are_the_platforms_alone() -> None:

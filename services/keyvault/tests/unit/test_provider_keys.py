@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from datetime import timedelta
 from itertools import product
+from typing import Any
 
 import pytest
 
@@ -52,7 +53,7 @@ FULL = provider_key(
     validated_operations=(Operation.CHAT,),
     validate_time=NOW,
 )
-OTHER_VALUES = {
+OTHER_VALUES: dict[str, Any] = {
     "provider_key_id": "other",
     "holder": agent_holder("agent-2"),
     "provider": "openai",

@@ -1,0 +1,94 @@
+"""The store contracts on Postgres."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from keyvault.adapters.postgres.authority import PostgresAuthority
+from keyvault.adapters.postgres.feed import PostgresFeed, PostgresWatcherRegistry
+from keyvault.adapters.postgres.keyring import PostgresKeyringStore
+from keyvault.adapters.postgres.pool import Database, PostgresOptions, open_database
+from keyvault.adapters.postgres.schema import migrate
+
+from services.keyvault.tests.contract.store_contracts import (
+    AuthorityStoreContract,
+    KeyringStoreContract,
+    Store,
+    WatcherRegistryContract,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from keyvault.domain.keyring import KeyPurpose, KeyState
+
+
+class PostgresStoreAndFeed(PostgresAuthority):
+    """Both adapters that share the log, as one."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self._feed = PostgresFeed(database)
+
+    async def read_changes(self, after: int, *, limit: int) -> Any:
+        """Read by the feed's own adapter."""
+        return await self._feed.read_changes(after, limit=limit)
+
+
+class PostgresStore(Store):
+    """Everything on one database."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.keyring = PostgresKeyringStore(database)
+        self.authority = PostgresStoreAndFeed(database)
+
+    async def set_key_state(self, purpose: KeyPurpose, version: int, state: KeyState) -> None:
+        await self.database.execute(
+            "UPDATE keyring_keys SET state = $3 WHERE purpose = $1 AND version = $2", purpose, version, state
+        )
+
+    async def leaves(self) -> list[tuple[int, int, bytes, bytes]]:
+        rows = await self.database.fetch("SELECT * FROM audit_entries ORDER BY audit_index")
+        return [(row["audit_index"], row["kind"], row["leaf"], row["leaf_hash"]) for row in rows]
+
+
+@pytest.fixture
+async def database(postgres_database: str) -> AsyncIterator[Database]:
+    """Return a pool on a database with this release's schema."""
+    await migrate(postgres_database)
+    options = PostgresOptions(
+        dsn=postgres_database,
+        pool_min=1,
+        pool_max=4,
+        connect_timeout=timedelta(seconds=10),
+        statement_timeout=timedelta(seconds=10),
+    )
+    async with open_database(options) as opened:
+        yield opened
+
+
+@pytest.fixture
+def store(database: Database) -> PostgresStore:
+    """Return an empty store."""
+    return PostgresStore(database)
+
+
+@pytest.fixture
+def registry(database: Database) -> PostgresWatcherRegistry:
+    """Return an empty registry."""
+    return PostgresWatcherRegistry(database)
+
+
+class TestPostgresKeyringStore(KeyringStoreContract):
+    """The keyring on Postgres."""
+
+
+class TestPostgresAuthority(AuthorityStoreContract):
+    """Authority on Postgres."""
+
+
+class TestPostgresWatcherRegistry(WatcherRegistryContract):
+    """Watchers on Postgres."""
