@@ -18,7 +18,7 @@ from router.domain.guardrails import UnusableAnswerError, judging_call, read_jud
 from router.domain.leases import Lease, LeaseQuery, Payer, PlatformCause
 from router.domain.operations import GuardrailRequest, KeyValidationRequest, OperationContext, check_key_validation
 from router.domain.receipts import Settlement
-from router.domain.refusals import AnswerNotKeptError, ProviderKeyNotFoundError, RouterError
+from router.domain.refusals import AnswerNotKeptError, PriceUnknownError, ProviderKeyNotFoundError, RouterError
 from router.domain.routes import Route
 from router.ports import KeyVerdict, ValidationReport
 from router.usecases.courses import Course
@@ -172,6 +172,10 @@ class ValidateKey:
                 paid = await self._calls.attempt(run, question, funding, route)
             except errors.ProviderError as error:
                 self._note(findings, error, operation)
+                continue
+            except PriceUnknownError as error:
+                # Says nothing of the key, nor of the operations whose model has a price.
+                findings.missing[operation] = error.message
                 continue
             if findings.paid is not None:
                 await self._calls.settle(run, findings.paid, is_final=False)
