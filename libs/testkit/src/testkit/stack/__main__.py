@@ -10,27 +10,17 @@ import sys
 from pathlib import Path
 
 from testkit.errors import TestkitError
-from testkit.simulator.vendors import VENDORS
+from testkit.simulator.vendors import VENDORS, make_key
+from testkit.stack.services import Service
 from testkit.stack.stack import CLIENT_ROLES, Stack, StackOptions
 
 _CALL = """\
-{python} - <<'EOF'
-import asyncio, time, uuid
-import grpc
-from byok.metering.v1 import account_service_pb2 as account, account_service_pb2_grpc as services
-
-async def main():
-    read = lambda name: open(name, "rb").read()
-    credentials = grpc.ssl_channel_credentials(read("{ca}"), read("{private_key}"), read("{certificate}"))
-    async with grpc.aio.secure_channel("localhost:{port}", credentials) as channel:
-        now = int(time.time() * 1000).to_bytes(6, "big") + uuid.uuid4().bytes[6:]
-        request_id = str(uuid.UUID(bytes=now[:6] + bytes([now[6] & 15 | 112]) + now[7:]))
-        print(await services.AccountServiceStub(channel).RegisterAgent(account.RegisterAgentRequest(
-            request_id=request_id, acting_for={{"owner_id": "owner-1"}}, actor="me", agent_id="agent-1",
-            owner_id="owner-1")))
-
-asyncio.run(main())
-EOF"""
+printf %s {secret} | {python} examples/first_call.py \\
+  --router localhost:{router} --keyvault localhost:{keyvault} --metering localhost:{metering} \\
+  --ca {ca} \\
+  --platform {platform} \\
+  --edge {edge} \\
+  --base-url {base_url}"""
 
 
 def main() -> None:
@@ -90,13 +80,14 @@ def _description(stack: Stack) -> str:
 
 
 def _call(stack: Stack) -> str:
-    tls = stack.client_tls("platform")
+    identities = {role: stack.client_tls(role) for role in CLIENT_ROLES}
     return _CALL.format(
         python=sys.executable,
-        ca=tls.ca,
-        certificate=tls.certificate,
-        private_key=tls.private_key,
-        port=stack.service("metering").grpc_port,
+        secret=make_key("openai", "first call"),
+        ca=stack.ca.ca_file,
+        base_url=stack.simulator.base_url("openai"),
+        **{role: f"{tls.certificate} {tls.private_key}" for role, tls in identities.items()},
+        **{service.value: stack.service(service).grpc_port for service in Service},
     )
 
 

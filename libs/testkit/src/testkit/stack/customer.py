@@ -3,10 +3,14 @@
 Every call is made under the role that it is for, over mutual TLS, through the public contract only.
 """
 
+import asyncio
 import uuid
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
+
+import grpc
 
 from byok.keyvault.v1 import key_service_pb2, key_service_pb2_grpc, provider_key_pb2
 from byok.metering.v1 import (
@@ -32,11 +36,34 @@ from testkit.waiting import eventually
 
 POLICY = "Nothing that advertises goods which are FORBIDDEN."
 _PAGE_SIZE = 1_000
+_TRIES_MAX = 6
+_RETRY_PAUSE_SECONDS = 0.3
+_OLLAMA_ROUTE = provider_key_pb2.OperationRoute(
+    operation=operation_pb2.OPERATION_GUARDRAIL_EVALUATION,
+    model="llama3.2",
+    capabilities=["structured_output"],
+    context_window_tokens=32_768,
+)
 
 
 def new_request_id() -> str:
     """Return a request id of now."""
     return new_uuid7(datetime.now(UTC))
+
+
+_Answer = TypeVar("_Answer")
+
+
+async def _patiently(call: Callable[[], Awaitable[_Answer]]) -> _Answer:
+    """Make an idempotent call again while the suite is unavailable, as its client library does."""
+    for _ in range(_TRIES_MAX - 1):
+        try:
+            return await call()
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise
+            await asyncio.sleep(_RETRY_PAUSE_SECONDS)
+    return await call()
 
 
 class Suite:
@@ -95,7 +122,7 @@ class Customer:
             agent_id=self.agent_id,
             owner_id=self.owner_id,
         )
-        return (await self._suite.accounts.RegisterAgent(request)).agent
+        return (await _patiently(lambda: self._suite.accounts.RegisterAgent(request))).agent
 
     def secret(self, provider: str, *, fault: str = "") -> str:
         """Return a provider key of the owner's, in the vendor's shape."""
@@ -113,16 +140,18 @@ class Customer:
             provider=provider,
             base_url=self._suite.stack.simulator.base_url(provider) if base_url is None else base_url,
             label=f"{provider} of {self.owner_id}",
+            # The abilities of a self-hosted model are its owner's to declare.
+            mapping=[_OLLAMA_ROUTE] if provider == "ollama" else [],
             plaintext=(self.secret(provider) if secret is None else secret).encode(),
         )
-        return (await self._suite.keys.CreateKey(request)).key
+        return (await _patiently(lambda: self._suite.keys.CreateKey(request))).key
 
     async def validate(self, key_id: str) -> provider_service_pb2.ValidateKeyResponse:
         """Have the key tested at its provider."""
         request = provider_service_pb2.ValidateKeyRequest(
             request_id=new_request_id(), acting_for=self.principal, actor="testkit", key_id=key_id
         )
-        return await self._suite.providers.ValidateKey(request)
+        return await _patiently(lambda: self._suite.providers.ValidateKey(request))
 
     async def set_up(self, provider: str = "openai", *, secret: str | None = None) -> provider_key_pb2.ProviderKey:
         """Register the agent, add a key and validate it."""
@@ -211,6 +240,12 @@ class Customer:
         """Wait until the key is in a state: outcomes travel to KeyVault in batches, behind the answer."""
         request = key_service_pb2.GetKeyRequest(key_id=key_id, acting_for=self.principal)
         await eventually(lambda: self._suite.keys.GetKey(request), lambda answer: answer.key.state == state)
+
+    async def wait_for_cost(self, nano_usd: int) -> None:
+        """Wait until just this much is settled and nothing is held: flush and release come behind the answer."""
+        await eventually(
+            self.summary, lambda seen: (seen.settled_cost_nano_usd, seen.held_cost_nano_usd) == (nano_usd, 0)
+        )
 
     async def summary(self) -> usage_service_pb2.GetUsageSummaryResponse:
         """Return what the account has spent."""
