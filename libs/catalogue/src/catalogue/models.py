@@ -107,6 +107,7 @@ class EmbeddingFacts(Record, frozen=True, kw_only=True):
         inputs_max: Texts in one request.
         input_tokens_max: Tokens of one text.
         batch_tokens_max: Tokens of one request, ``None`` when the vendor names no such limit.
+        price_usd: Reviewed price in USD per million input tokens, as decimal text, where the price package has none.
     """
 
     maker: str
@@ -116,6 +117,7 @@ class EmbeddingFacts(Record, frozen=True, kw_only=True):
     inputs_max: int = 96
     input_tokens_max: int = 8_191
     batch_tokens_max: int | None = None
+    price_usd: str = ""
 
 
 class Model(Record, frozen=True, kw_only=True):

@@ -119,6 +119,10 @@ class EventCutter:
     def _take(self, line: bytes) -> ServerSentEvent | None:
         if not line:
             return self._dispatch()
+        if line.startswith(b"{"):
+            # Some hosts drop the field's name when they report an error in a stream.
+            self._data.append(line)
+            return None
         field, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
         if field == b"data":

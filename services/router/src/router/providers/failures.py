@@ -128,7 +128,8 @@ STATUS_RULES: Final = (
 """What statuses mean where the body says nothing that is known."""
 
 _UNREADABLE_STATUS_RULES: Final = (
-    # A proxy's or a gateway's page is no word of the vendor's on the key, so it must not change the key's state.
+    # A proxy's or a gateway's page is no word of the vendor's on the key, so it must not change the key's state. Only
+    # 401 does: some hosts answer it with plain text or nothing, and whatever stands there, the key opens nothing.
     rule("page.401", KeyRejectedError, status=[401]),
     rule("page.403", PermissionRefusedError, status=[403]),
     rule("page.404", BadRequestError, status=[404, 405]),

@@ -98,6 +98,10 @@ class GenaiPriceBook(PriceBook):
                 return ModelPrice(base=prices, version=self._version)
         if route.vendor in _UNBILLED:
             return ModelPrice(base=_uniform(0, 0), version=self._version)
+        facts = route.model.embedding
+        if facts is not None and facts.price_usd:
+            # The package has few prices of embeddings; the catalogue reviews those that are missing there.
+            return ModelPrice(base=_uniform(_nano(Decimal(facts.price_usd), 0) or 0, 0), version=self._version)
         return None
 
     def _model(self, route: Route, model: str) -> ModelInfo:
