@@ -37,6 +37,8 @@ Started = TypeVar("Started")
 # The own estimate of concurrency forgets half of a burst in this many lingers, so that a caller who comes alone after a
 # burst waits for nobody.
 _PEAK_HALF_LIFE_LINGERS: Final = 2.0
+# Timers end a little early or late; less than this is not worth another sleep.
+_LINGER_TOLERANCE_S: Final = 0.0001
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,7 +226,10 @@ class Coalescer(Generic[Item, Result]):
             active = self._active()
             if active <= limits.at_once_max or self._awaited_queued >= limits.active_share * active:
                 return True
-        return self._clock.monotonic() - self._queue[0].enqueued >= self._linger
+        return self._linger_left() <= _LINGER_TOLERANCE_S
+
+    def _linger_left(self) -> float:
+        return self._linger - (self._clock.monotonic() - self._queue[0].enqueued)
 
     def _estimated_active(self) -> int:
         now = self._clock.monotonic()
@@ -262,10 +267,10 @@ class Coalescer(Generic[Item, Result]):
     async def _outwait_linger(self) -> None:
         """Sleep until the oldest queued item has waited long enough, then pump; sleep on when it was sent meanwhile."""
         while self._queue:
-            rest = self._linger - (self._clock.monotonic() - self._queue[0].enqueued)
-            if rest <= 0:
+            left = self._linger_left()
+            if left <= _LINGER_TOLERANCE_S:
                 break
-            await self._clock.sleep(timedelta(seconds=rest))
+            await self._clock.sleep(timedelta(seconds=left))
         self._lingering = None
         self._pump()
 

@@ -102,7 +102,7 @@ class Dispatcher:
         self._refused = metrics.counters(
             "grpc_refusals_total", "Calls refused by the access policy, by method.", labels=("method",)
         )
-        self._streams: set[asyncio.Task[Any]] = set()
+        self._streams: dict[asyncio.Task[Any], _Stream] = {}
         self.active_calls = 0
         self.is_draining = False
         self._idle = asyncio.Event()
@@ -120,8 +120,11 @@ class Dispatcher:
     def end_streams(self) -> None:
         """End the open streams, telling their callers to come back at another replica."""
         self.is_draining = True
-        for stream in list(self._streams):
-            stream.cancel()
+        for task, stream in list(self._streams.items()):
+            if stream.is_writing:
+                stream.must_end = True
+            else:
+                task.cancel()
 
     def wrap(self, method: str, handler: "_Handler", *, bytes_max: int, any_role: bool = False) -> "_Handler":
         """Return `handler` guarded.
@@ -142,13 +145,13 @@ class Dispatcher:
         read = _reader(handler.request_deserializer, bytes_max, is_stream=takes_stream)
         write = handler.response_serializer
         if takes_stream and gives_stream:
-            behavior = self._guard(gate, _pumped(handler.stream_stream), is_stream=True)
+            behavior = self._guard(gate, self._pumped(handler.stream_stream), is_stream=True)
             return grpc.stream_stream_rpc_method_handler(behavior, read, write)
         if takes_stream:
             behavior = self._guard(gate, handler.stream_unary, is_stream=True)
             return grpc.stream_unary_rpc_method_handler(behavior, read, write)
         if gives_stream:
-            behavior = self._guard(gate, _pumped(handler.unary_stream), is_stream=True)
+            behavior = self._guard(gate, self._pumped(handler.unary_stream), is_stream=True)
             return grpc.unary_stream_rpc_method_handler(behavior, read, write)
         behavior = self._guard(gate, handler.unary_unary, is_stream=False)
         return grpc.unary_unary_rpc_method_handler(behavior, read, write)
@@ -165,7 +168,7 @@ class Dispatcher:
                 if not (is_stream and self.is_draining):
                     record.code = _CANCELLED
                     raise
-                await self._refuse(UnavailableError("This replica is stopping. Come back."), context, record)
+                await self._refuse(_stopping(), context, record)
             except grpc.aio.AbortError:
                 record.code = context.code().name
                 raise
@@ -182,14 +185,33 @@ class Dispatcher:
 
         return serve
 
-    def _enter(self, *, is_stream: bool) -> Callable[[], None]:
+    def _enter(self, *, is_stream: bool) -> Callable[[], object]:
         if is_stream:
-            task = asyncio.current_task()
-            self._streams.add(task)  # type: ignore[arg-type]  # a handler always runs in a task of its own
-            return lambda: self._streams.discard(task)
+            task = _current_task()
+            self._streams[task] = _Stream()
+            return lambda: self._streams.pop(task, None)
         self.active_calls += 1
         self._idle.clear()
         return self._leave
+
+    def _pumped(self, behavior: Any) -> _Behavior:
+        """Return a streaming behaviour as a coroutine, so that it ends inside the guard and not when collected."""
+        if not inspect.isasyncgenfunction(behavior):
+            coroutine: _Behavior = behavior
+            return coroutine
+
+        async def pump(request: Any, context: "_Context") -> None:
+            stream = self._streams[_current_task()]
+            async with contextlib.aclosing(behavior(request, context)) as responses:
+                async for response in responses:
+                    # Cancelled half-way, a write would leave gRPC unable to send the status, and the caller waiting.
+                    stream.is_writing = True
+                    await context.write(response)
+                    stream.is_writing = False
+                    if stream.must_end:
+                        raise _stopping()
+
+        return pump
 
     def _leave(self) -> None:
         self.active_calls -= 1
@@ -255,12 +277,14 @@ class Dispatcher:
             "caller": record.caller,
             "duration_ms": round(seconds * 1000, 3),
         }
-        if record.error is None:
+        # The record is in the error's traceback: kept there, the two would live until a collection.
+        error, record.error = record.error, None
+        if error is None:
             _log.info("rpc.finished", **facts)
-        elif isinstance(record.error, DomainError) and record.code != _INTERNAL:
-            _log.info("rpc.refused", reason=self._errors.reason(record.error), **facts)
+        elif isinstance(error, DomainError) and record.code != _INTERNAL:
+            _log.info("rpc.refused", reason=self._errors.reason(error), **facts)
         else:
-            _log.error("rpc.failed", exc_info=record.error, **facts)
+            _log.error("rpc.failed", exc_info=error, **facts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -292,6 +316,27 @@ class _Record:
         self.span: Span | None = None
 
 
+class _Stream:
+    """Where an open stream stands, for ending it at a moment when it can be ended."""
+
+    __slots__ = ("is_writing", "must_end")
+
+    def __init__(self) -> None:
+        self.is_writing = False
+        self.must_end = False
+
+
+def _stopping() -> UnavailableError:
+    return UnavailableError("This replica is stopping. Come back.")
+
+
+def _current_task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    if task is None:
+        raise RuntimeError("a call is served outside of a task")
+    return task
+
+
 def _translated(error: Exception, record: _Record) -> Exception:
     if isinstance(error, TimeoutError) and record.limit is not None and record.limit.expired():
         return DeadlineExceededError("The call's deadline ended first. Give it more time, or less to do.")
@@ -304,20 +349,6 @@ def _uris(context: "_Context") -> Sequence[bytes]:
 
 def _metadata(context: "_Context") -> Sequence[tuple[str, str | bytes]]:
     return [(key, value) for key, value in context.invocation_metadata() or ()]
-
-
-def _pumped(behavior: Any) -> _Behavior:
-    """Return a streaming behaviour in the coroutine style, so that it ends inside the guard and not when collected."""
-    if not inspect.isasyncgenfunction(behavior):
-        coroutine: _Behavior = behavior
-        return coroutine
-
-    async def pump(request: Any, context: "_Context") -> None:
-        async with contextlib.aclosing(behavior(request, context)) as responses:
-            async for response in responses:
-                await context.write(response)
-
-    return pump
 
 
 def _reader(read: Callable[[bytes], Any] | None, bytes_max: int, *, is_stream: bool) -> Callable[[bytes], Any]:

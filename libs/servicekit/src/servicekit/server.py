@@ -145,10 +145,21 @@ class GrpcServer:
         if self._server is None or self._is_drained:
             return
         self._is_drained = True
+        try:
+            await self._health.enter_graceful_shutdown()
+            await asyncio.sleep(self._settings.drain_notice.total_seconds())
+            await self._end_calls(self._server)
+        finally:
+            # Also when the drain itself was cancelled: no port stays open, and whoever waits learns it.
+            await self._server.stop(0)
+            self._server = None
+        await self._run_hooks()
+        if self._refusals is not None:
+            self._refusals.flush()
+
+    async def _end_calls(self, server: grpc.aio.Server) -> None:
         grace = self._settings.drain_grace.total_seconds()
-        await self._health.enter_graceful_shutdown()
-        await asyncio.sleep(self._settings.drain_notice.total_seconds())
-        stopping = asyncio.create_task(self._server.stop(grace + _STREAMS_END_WITHIN_S))
+        stopping = asyncio.create_task(server.stop(grace + _STREAMS_END_WITHIN_S))
         try:
             async with asyncio.timeout(grace):
                 await self._dispatcher.wait_idle()
@@ -156,11 +167,9 @@ class GrpcServer:
             _log.warning("server.drain_incomplete", calls=self._dispatcher.active_calls)
         self._dispatcher.end_streams()
         await stopping
-        await self._run_hooks(grace)
-        if self._refusals is not None:
-            self._refusals.flush()
 
-    async def _run_hooks(self, grace: float) -> None:
+    async def _run_hooks(self) -> None:
+        grace = self._settings.drain_grace.total_seconds()
         for hook in self._hooks:
             try:
                 async with asyncio.timeout(grace):

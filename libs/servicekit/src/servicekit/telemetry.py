@@ -162,8 +162,17 @@ class _StandardHandler(logging.Handler):
             return
 
 
-def configure_logging(service: str, *, level: str = "info", stream: BinaryIO | None = None) -> BufferedWriter:
+def configure_logging(
+    service: str, *, level: str = "info", stream: BinaryIO | None = None, is_final: bool = True
+) -> BufferedWriter:
     """Send every log of this process, redacted, to `stream`, or to a private copy of standard error.
+
+    Args:
+        service: Named in every line.
+        level: The least level that is logged.
+        stream: Where lines go.
+        is_final: Whether loggers may keep this configuration for good, which saves a lookup at each line. Tests, which
+            configure more than once, say no.
 
     Returns:
         The writer, for a caller that must flush it.
@@ -175,7 +184,7 @@ def configure_logging(service: str, *, level: str = "info", stream: BinaryIO | N
         processors=[renderer],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
         logger_factory=structlog.ReturnLoggerFactory(),
-        cache_logger_on_first_use=True,
+        cache_logger_on_first_use=is_final,
     )
     root = logging.getLogger()
     for handler in list(root.handlers):
