@@ -1,0 +1,1 @@
+"""The main job of the suite, end to end, for a person to watch."""
