@@ -20,7 +20,7 @@ from router.domain.completions import (
     ToolCall,
 )
 from router.domain.usage import ModelUsage, TokenCounts, Usage, missing_usage, usage_of
-from router.providers.decoding import BaseDecoder
+from router.providers.decoding import OK, BaseDecoder, as_stream, is_stream, replayed
 from router.providers.failure_tables import ANTHROPIC
 from router.providers.failures import malformed, success_body
 from router.providers.json_reading import (
@@ -70,6 +70,8 @@ def parse_message(response: WireResponse, route: Route) -> Completion:
     Raises:
         ProviderError: The status or the body is an error, or the body is no message.
     """
+    if response.status == OK and is_stream(response):
+        return replayed(AnthropicDecoder(as_stream(response), route), response)
     return completion_of(success_body(response, route, ANTHROPIC), response, route)
 
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from router.domain.routes import Route
     from router.domain.wire import WireResponse
 
+OK: Final = 200
+_SNIFFED_BYTES: Final = 64
+_EVENT_BEGINNINGS: Final = (b"data:", b"event:", b":")
 _WHOLE_BYTES_MAX: Final = 16 * 1024 * 1024
 
 
@@ -175,6 +178,26 @@ class BaseDecoder(StreamDecoder):
     def _parse_whole(self, response: WireResponse) -> Completion:
         """Parse an answer that came as one document."""
         raise NotImplementedError
+
+
+def is_stream(response: WireResponse) -> bool:
+    """Say whether a body that should be one document is a stream of events instead; some hosts stream unasked."""
+    return response.body[:_SNIFFED_BYTES].removeprefix(b"\xef\xbb\xbf").lstrip().startswith(_EVENT_BEGINNINGS)
+
+
+def as_stream(response: WireResponse) -> WireResponse:
+    """Return the head of a response whose content type must not decide how its body is read."""
+    return replace(response, headers={}, body=b"")
+
+
+def replayed(decoder: StreamDecoder, response: WireResponse) -> Completion:
+    """Return the answer that a stream held in one body adds up to.
+
+    Raises:
+        ProviderError: As ``StreamDecoder.finish``.
+    """
+    decoder.feed(response.body)
+    return decoder.finish()
 
 
 def _is_json(response: WireResponse) -> bool:

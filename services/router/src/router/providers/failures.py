@@ -21,6 +21,7 @@ from router.domain.errors import (
     PermissionRefusedError,
     ProviderError,
     ProviderOverloadedError,
+    ProviderTimeoutError,
     ProviderUnavailableError,
     ThrottledError,
 )
@@ -123,6 +124,8 @@ STATUS_RULES: Final = (
     rule("status.408", ProviderUnavailableError, status=[408, 409, 425]),
     rule("status.413", ContextExceededError, status=[413]),
     rule("status.429", ThrottledError, status=[429]),
+    # The request was passed on and nobody knows whether it was worked off, so it may have been billed.
+    rule("status.504", ProviderTimeoutError, status=[504, 524]),
     rule("status.503", ProviderOverloadedError, status=[498, 503, 529]),
 )
 """What statuses mean where the body says nothing that is known."""

@@ -27,7 +27,7 @@ from router.domain.completions import (
 from router.domain.embeddings import EmbeddingResult
 from router.domain.usage import TokenCounts, UsageFlag, missing_usage, usage_of
 from router.domain.wire import WireRequest
-from router.providers.decoding import BaseDecoder, JsonLines
+from router.providers.decoding import OK, BaseDecoder, JsonLines, as_stream, replayed
 from router.providers.failure_tables import OLLAMA
 from router.providers.failures import is_error_body, malformed, success_body
 from router.providers.json_reading import (
@@ -145,6 +145,9 @@ def parse_answer(response: WireResponse, route: Route) -> Completion:
     Raises:
         ProviderError: The status or the body is an error, or the body is no chat answer.
     """
+    if response.status == OK and b"}\n{" in response.body:
+        # Lines instead of one document: ``stream`` left out means true there.
+        return replayed(OllamaDecoder(as_stream(response), route), response)
     return completion_of(success_body(response, route, OLLAMA), response, route)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from typing_extensions import override
 
 from router.domain.completions import Completion, CompletionPart, Delta, DeltaKind, FinishReason, PartKind, ToolCall
-from router.providers.decoding import BaseDecoder
+from router.providers.decoding import OK, BaseDecoder, as_stream, is_stream, replayed
 from router.providers.dialects import vendor
 from router.providers.failures import FailureTable, is_error_body, malformed, success_body
 from router.providers.json_reading import (
@@ -62,6 +62,8 @@ def parse_completion(response: WireResponse, route: Route, table: FailureTable) 
     Raises:
         ProviderError: The status or the body is an error, or the body is no completion.
     """
+    if response.status == OK and is_stream(response):
+        return replayed(ChatDecoder(as_stream(response), route, table=table), response)
     return completion_of(success_body(response, route, table), response, route)
 
 
@@ -222,6 +224,9 @@ class ChatDecoder(BaseDecoder):
             shown = summed.add(choice)
             # A caller sees one answer grow; further candidates only count.
             deltas.extend(shown if index == 0 else ())
+        stopped = text_of(object_of(event, "x_groq"), "error")
+        if stopped:
+            event = {"error": stopped}
         if name == "error" or is_error_body(event):
             self._failure = self._table.classify_event(event, self._response, self._route.provider)
         return deltas

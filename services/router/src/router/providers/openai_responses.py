@@ -23,7 +23,7 @@ from router.domain.completions import (
     ToolCall,
 )
 from router.domain.wire import WireRequest
-from router.providers.decoding import BaseDecoder
+from router.providers.decoding import OK, BaseDecoder, as_stream, is_stream, replayed
 from router.providers.dialects import vendor
 from router.providers.failures import malformed, success_body
 from router.providers.json_reading import (
@@ -118,6 +118,8 @@ def parse_response(response: WireResponse, route: Route) -> Completion:
     Raises:
         ProviderError: The status or the body is an error, or the body is no response.
     """
+    if response.status == OK and is_stream(response):
+        return replayed(ResponsesDecoder(as_stream(response), route), response)
     return completion_of(success_body(response, route, vendor(route.vendor).failures), response, route)
 
 

@@ -238,6 +238,15 @@ def test_the_vendors_word_on_repeating_comes_first() -> None:
     assert not _classify("openai", 500, body, {"x-should-retry": "false"}).retryable
 
 
+@pytest.mark.parametrize(("provider", "status"), [("anthropic", 504), ("openai", 504), ("openrouter", 524)])
+def test_a_gateways_time_out_may_have_been_billed(provider: str, status: int) -> None:
+    """The call was passed on; whether it was worked off, nobody knows."""
+    error = _classify(provider, status, _error("x", "timeout_error"))
+    assert type(error) is errors.ProviderTimeoutError
+    assert error.may_have_been_billed
+    assert error.retryable
+
+
 def test_generation_that_failed_the_vendors_check_may_have_been_billed() -> None:
     """The model had written it all before the vendor's check refused it."""
     error = _classify("groq", 400, _error("x", code="tool_use_failed"))

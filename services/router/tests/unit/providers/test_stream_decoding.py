@@ -250,3 +250,25 @@ def test_a_huge_event_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert decoder.feed(b"data: " + b"x" * 500) == []
     with pytest.raises(errors.MalformedAnswerError):
         decoder.finish()
+
+
+@pytest.mark.parametrize("name", ROUTES)
+def test_a_stream_in_place_of_a_whole_answer_is_that_answer(name: str) -> None:
+    """Some hosts stream although they were not asked to, and call it JSON."""
+    response = WireResponse(
+        status=200, headers={"content-type": "application/json"}, body=WHOLE[name], receive_time=NOW
+    )
+    assert CODECS.chat(_route(name)).parse_chat(response, _route(name)).text == "Blue."
+    decoder = _decoder(name, {"content-type": "application/json"})
+    _feed(decoder, WHOLE[name], 11)
+    assert decoder.finish().text == "Blue."
+
+
+def test_a_stream_that_groq_stops_early_is_an_error() -> None:
+    """It says why beside the choices."""
+    stopped = {"id": "c", "model": "m", "choices": [], "x_groq": {"id": "r", "error": "over capacity"}}
+    decoder = _decoder("openai")
+    decoder.feed(_events(_chunk({"content": "Bl"}), stopped, ending=b"data: [DONE]\n\n"))
+    with pytest.raises(errors.ProviderUnavailableError) as caught:
+        decoder.finish()
+    assert caught.value.may_have_been_billed
