@@ -59,7 +59,7 @@ def l2_normalized(values: Iterable[float]) -> Vector:
         ValueError: If the length is zero or not finite, so that no direction exists.
     """
     vector = array("f", values)
-    length = math.sqrt(math.fsum(value * value for value in vector))
+    length = math.hypot(*vector)
     if not math.isfinite(length) or length == 0.0:
         message = "a vector of length zero or infinity has no direction"
         raise ValueError(message)

@@ -56,6 +56,8 @@ class TokenCounts:
 
     def clamped(self) -> tuple[TokenCounts, bool]:
         """Return the counts with every part cut to what its total leaves, and whether anything was cut."""
+        if self._is_sound():
+            return self, False
         values = {name: max(0, getattr(self, name)) for name in _NAMES}
         # Cache reads and writes are disjoint, so they share the input; audio and tool use may overlap with them.
         left = values["input_tokens"]
@@ -70,6 +72,25 @@ class TokenCounts:
             left -= values[name]
         cut = TokenCounts(**values)
         return cut, cut != self
+
+    def _is_sound(self) -> bool:
+        """Say whether nothing needs cutting; nearly always so, and this is on the hot path."""
+        cached = self.cache_read_tokens + self.cache_write_5m_tokens + self.cache_write_1h_tokens
+        least = min(
+            self.cache_read_tokens,
+            self.cache_write_5m_tokens,
+            self.cache_write_1h_tokens,
+            self.input_audio_tokens,
+            self.tool_use_tokens,
+            self.reasoning_tokens,
+            self.output_audio_tokens,
+        )
+        inputs = max(cached, self.input_audio_tokens, self.tool_use_tokens)
+        return (
+            least >= 0
+            and inputs <= self.input_tokens
+            and self.reasoning_tokens + self.output_audio_tokens <= self.output_tokens
+        )
 
 
 _BYTES_A_TOKEN: Final = 4
