@@ -34,7 +34,7 @@ def table(request: pytest.FixtureRequest) -> Iterator[Counter[tuple[str, str]]]:
     with capture.global_and_fixture_disabled():
         print(f"\n\nbounds and costs of {folder()}")  # noqa: T201 - the table is the test's report
         for (provider, what), count in sorted(rows.items()):
-            print(f"  {provider:<12} {what:<64} {count:>5}")  # noqa: T201
+            print(f"  {provider:<12} {what:<64} {count:>5}")  # noqa: T201 - the table is what the test shows.
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)

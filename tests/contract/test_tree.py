@@ -72,7 +72,7 @@ def test_the_tree_keeps_the_styles_limits() -> None:
         ("a/__init__.py", '"""A."""\nimport os\n', "docstring and nothing else"),
         ("a/string_utils.py", "", "says nothing"),
         ("quiet.py", "import os  # noqa: F401\n", "without a code or a reason"),
-        ("quiet.py", "import os  # type: ignore  # because it must be\n", "without a code or a reason"),
+        ("quiet.py", "import os  \x23 type: ignore  \x23 because it must be\n", "without a code or a reason"),
     ],
 )
 def test_a_broken_limit_is_seen(name: str, text: str, fault: str) -> None:

@@ -38,7 +38,7 @@ class Server:
         """Answer the request."""
         return self._answer(request, timeout)
 
-    async def _answer(self, request: StringValue, timeout: float | None) -> StringValue:  # noqa: ASYNC109 (as gRPC)
+    async def _answer(self, request: StringValue, timeout: float | None) -> StringValue:  # noqa: ASYNC109 - as gRPC has it
         self.seen.append(request)
         self.timeouts.append(timeout)
         await self._clock.advance(self._lasts)

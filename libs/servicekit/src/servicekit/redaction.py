@@ -26,7 +26,7 @@ _SHAPES: Final = re.compile(
       (?P<header>(?:(?i:bearer)|Basic)[ ]+)[^\s"',;]{6,}
     | (?P<named>(?i:api[-_ ]?key|x-goog-api-key|authorization|password|passwd|secret|token)["']?[ ]*[:=][ ]*["']?)
       (?!\[redacted\])(?!(?i:bearer|basic)[ ])[^\s"',;&]{6,}
-    | (?P<query>[?&](?:key|api_key|access_token|token|sig|signature)=)[^&\s"'#]+
+    | (?P<query>[?&](?:key|api_key|access_token|token|sig|signature)=)(?:(?i:bearer)[ ]+)?[^&\s"'#]+
     | (?P<userinfo>://)[^/\s:@"']*:[^@\s"']+(?=@)
     | (?<![A-Za-z0-9])(?:gsk|csk|xai|pplx|fw|hf|tgp|pa|al|nvapi)[-_][A-Za-z0-9_.-]{16,}
     | (?<![A-Za-z0-9])sk-[A-Za-z0-9_.-]{6,}
@@ -62,7 +62,7 @@ def redact_value(value: object, *, depth: int = 0) -> object:
     """
     kind = type(value)
     if kind is str:
-        return redact_text(value)  # type: ignore[arg-type]
+        return redact_text(value)  # type: ignore[arg-type]  # mypy does not narrow by `type() is`.
     if value is None or kind in {int, float, bool}:
         return value
     if depth >= _DEPTH_MAX:

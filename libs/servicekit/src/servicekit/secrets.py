@@ -50,7 +50,7 @@ class Secret:
         return isinstance(other, Secret) and hmac.compare_digest(self._value, other._value)
 
     # A hash would be a guessable trace of the secret, kept by every set and dict.
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # how Python says unhashable
 
     @override
     def __repr__(self) -> str:

@@ -31,9 +31,9 @@ class Tracer:
     def __init__(self, service: str, exporter: "SpanExporter", *, ratio: float) -> None:
         """Make a tracer that sends spans through `exporter`."""
         # Imported here, because without tracing a process need not carry the SDK's 10 MB.
-        from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
-        from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+        from opentelemetry.sdk.resources import Resource  # noqa: PLC0415 (as said)
+        from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415 (as said)
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415 (as said)
 
         self._ratio = ratio
         self._provider = TracerProvider(resource=Resource.create({"service.name": service}), shutdown_on_exit=False)

@@ -241,7 +241,7 @@ def _bad_request(error: DomainError) -> BadRequest:
     found = BadRequest()
     for each in error.violations:
         violation = found.field_violations.add(field=each.field, description=each.description)
-        violation.reason = each.reason  # type: ignore[attr-defined]
+        violation.reason = each.reason  # type: ignore[attr-defined]  # stubs lag
     return found
 
 
@@ -249,7 +249,7 @@ def _quota_failure(error: DomainError) -> QuotaFailure:
     found = QuotaFailure()
     for each in error.quota:
         violation = found.violations.add(subject=each.subject, description=each.description)
-        violation.quota_metric = each.quota_metric  # type: ignore[attr-defined]
-        violation.quota_id = each.quota_id  # type: ignore[attr-defined]
-        violation.quota_value = each.quota_value  # type: ignore[attr-defined]
+        violation.quota_metric = each.quota_metric  # type: ignore[attr-defined]  # stubs lag
+        violation.quota_id = each.quota_id  # type: ignore[attr-defined]  # stubs lag
+        violation.quota_value = each.quota_value  # type: ignore[attr-defined]  # stubs lag
     return found

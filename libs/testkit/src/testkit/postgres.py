@@ -250,7 +250,7 @@ def _is_ready(pid_file: Path) -> bool:
     except FileNotFoundError:
         return False
     # The eighth line is the server's status.
-    return len(lines) > 7 and lines[7].strip() == "ready"  # noqa: PLR2004
+    return len(lines) > 7 and lines[7].strip() == "ready"  # noqa: PLR2004 - as said.
 
 
 @cache

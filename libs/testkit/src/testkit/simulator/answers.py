@@ -11,6 +11,7 @@ import struct
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
+from json import JSONDecoder
 from typing import Any
 
 import orjson
@@ -113,7 +114,8 @@ def _pieces(text: str) -> list[str]:
 @lru_cache(maxsize=64)
 def _schema_in(text: str) -> dict[str, Any] | None:
     """Return the first JSON schema of an object that stands in the text."""
-    decoder = _json_decoder()
+    # orjson cannot say where a value inside a longer text ends.
+    decoder = JSONDecoder()
     for found in re.finditer(r"\{", text):
         try:
             value, _ = decoder.raw_decode(text, found.start())
@@ -122,13 +124,6 @@ def _schema_in(text: str) -> dict[str, Any] | None:
         if isinstance(value, dict) and value.get("type") == "object" and "properties" in value:
             return value
     return None
-
-
-def _json_decoder() -> Any:
-    # orjson can't say where a value inside a longer text ends.
-    from json import JSONDecoder  # noqa: PLC0415
-
-    return JSONDecoder()
 
 
 _GOOD_WORDS = ("allow", "approve", "accept", "pass", "safe", "compliant", "ok", "none", "low", "proceed")

@@ -134,11 +134,11 @@ _QUARTER_SUMS: Final = {
 _ENTRY_SUMS: Final = {"operations": "calls", "counted_tokens": "counted_tokens", "counted_cost": "cost_nano_usd"}
 
 FOLD_ENTRIES: Final = {
-    name: f"SELECT sum({column}) FROM ledger_entries WHERE {_APPLIES} AND reserve_time >= $2 AND reserve_time < $3"  # noqa: S608
+    name: f"SELECT sum({column}) FROM ledger_entries WHERE {_APPLIES} AND reserve_time >= $2 AND reserve_time < $3"  # noqa: S608 - fixed column names.
     for name, column in _ENTRY_SUMS.items()
 }
 FOLD_QUARTERS: Final = {
-    name: f"SELECT sum({column}) FROM usage_quarters WHERE {_APPLIES} AND start_time >= $2 AND start_time < $3"  # noqa: S608
+    name: f"SELECT sum({column}) FROM usage_quarters WHERE {_APPLIES} AND start_time >= $2 AND start_time < $3"  # noqa: S608 - fixed column names.
     for name, column in _QUARTER_SUMS.items()
 }
 # Whole UTC days from the days' sums, the ragged ends of a zone's month from the quarters'.

@@ -205,7 +205,7 @@ class ScriptConnection:
 def packed(*words: str | bytes | int) -> bytes:
     """Return a command as it goes on the wire."""
     # hiredis' own stub wants a tuple of exactly one word.
-    return cast("bytes", hiredis.pack_command(words))  # type: ignore[arg-type]
+    return cast("bytes", hiredis.pack_command(words))  # type: ignore[arg-type]  # as said
 
 
 def parse_info(reply: bytes) -> dict[str, str]:
