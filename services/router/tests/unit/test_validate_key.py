@@ -160,6 +160,21 @@ async def test_the_platforms_own_key_is_probed_on_the_platforms_account(bench: W
     assert bench.admission.reserves[0].attribution.platform_cause is PlatformCause.CALLER_REQUESTED
 
 
+async def test_a_lease_that_ends_between_two_probes_is_replaced(bench: Workbench) -> None:
+    """What was found on the first lease stands; nothing is probed twice."""
+
+    def ending(request: WireRequest) -> WireResponse:
+        if request.url.endswith("/chat/completions"):
+            bench.keys.ended.add(bench.keys.leases[0].lease_id)
+        return healthy(request)
+
+    bench.provider.script = [ending]
+    answer = await bench.validate_key(bench.validation(), deadline=bench.deadline)
+    assert answer.verdict == KeyVerdict.VALID
+    assert [request.method for request in bench.provider.requests] == ["GET", "POST", "POST"]
+    assert bench.admission.holds == {}
+
+
 async def test_a_repeated_validation_is_answered_from_what_was_kept(bench: Workbench) -> None:
     """The same request id buys no second probe."""
     request = bench.validation()

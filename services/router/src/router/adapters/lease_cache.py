@@ -7,8 +7,9 @@ import contextvars
 import weakref
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+import structlog
 from typing_extensions import override
 
 from router.domain.leases import Lease
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
     from router.adapters.keyvault_client import KeyVaultClient
     from router.domain.leases import LeaseQuery, NoKey, Outcome
     from router.ports import ValidationReport
+
+
+_log = structlog.get_logger("router.leases")
+
+_MILLISECOND: Final = timedelta(milliseconds=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +88,11 @@ class LeaseCache(KeyAuthority):
 
     @override
     def ensure_usable(self, lease: Lease, /) -> None:
-        self._authority.ensure(lease)
+        try:
+            self._authority.ensure(lease)
+        except LeaseEndedError as ended:
+            _log.info("lease.ended", rule=ended.rule, lease_id=lease.lease_id, provider_key_id=lease.key_id)
+            raise
 
     @override
     def report(self, outcome: Outcome, /) -> None:
@@ -127,6 +137,7 @@ class LeaseCache(KeyAuthority):
     async def _fetch(self, query: LeaseQuery) -> Lease | NoKey:
         if not await self._authority.wait_for_contact(self._limits.contact_wait):
             # Nobody could tell us of a revocation, so that no lease may be used whatever KeyVault grants.
+            _log.warning("lease.no_contact", waited_ms=self._limits.contact_wait // _MILLISECOND)
             raise SuiteUnavailableError(service="keyvault")
         for _ in range(self._limits.late_leases_max):
             answer = await self._client.acquire(query)
@@ -135,7 +146,8 @@ class LeaseCache(KeyAuthority):
                 weakref.finalize(answer, answer.secret.wipe)
             try:
                 self._authority.ensure(answer)
-            except LeaseEndedError:
+            except LeaseEndedError as ended:
+                _log.warning("lease.arrived_late", rule=ended.rule, authority_index=answer.authority_index)
                 continue
             return answer
         raise SuiteUnavailableError(service="keyvault")

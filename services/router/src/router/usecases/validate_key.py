@@ -18,7 +18,13 @@ from router.domain.guardrails import UnusableAnswerError, judging_call, read_jud
 from router.domain.leases import Lease, LeaseQuery, Payer, PlatformCause
 from router.domain.operations import GuardrailRequest, KeyValidationRequest, OperationContext, check_key_validation
 from router.domain.receipts import Settlement
-from router.domain.refusals import AnswerNotKeptError, PriceUnknownError, ProviderKeyNotFoundError, RouterError
+from router.domain.refusals import (
+    AnswerNotKeptError,
+    LeaseEndedError,
+    PriceUnknownError,
+    ProviderKeyNotFoundError,
+    RouterError,
+)
 from router.domain.routes import Route
 from router.ports import KeyVerdict, ValidationReport
 from router.usecases.courses import Course
@@ -39,6 +45,7 @@ if TYPE_CHECKING:
 
 MODELS_TOLD_MAX: Final = 500
 EXPLANATION_LENGTH_MAX: Final = 500
+_LEASES_MAX: Final = 3
 # Probed, in this order; the others are covered by what the catalogue and the listing say.
 _PROBED: Final = (Operation.GUARDRAIL_EVALUATION, Operation.EMBEDDING_GENERATION)
 _COVERABLE: Final = (*_PROBED, Operation.TASK_DECOMPOSITION, Operation.EVIDENCE_VERIFICATION, Operation.CHAT)
@@ -64,6 +71,7 @@ class _Findings:
     is_listed: bool = False
     routes: dict[Operation, Route] = field(default_factory=dict)
     missing: dict[Operation, str] = field(default_factory=dict)
+    probed: set[Operation] = field(default_factory=set)
     doubt: str = ""
     answered: bool = False
     paid: Paid[object] | None = None
@@ -114,23 +122,38 @@ class ValidateKey:
         return await self._course.take(run, lambda run: self._validate(run, request))
 
     async def _validate(self, run: Run, request: KeyValidationRequest) -> ValidationAnswer:
-        lease = await self._keys.acquire(
-            LeaseQuery(operation=Operation.KEY_VALIDATION, key_id=request.key_id, acting_for=request.acting_for)
-        )
-        if not isinstance(lease, Lease):
-            raise ProviderKeyNotFoundError(provider_key_id=request.key_id)
         findings = _Findings()
-        self._find_routes(lease, findings)
         try:
-            await self._list_models(run, lease, findings)
-            if findings.verdict is None:
-                await self._probe_all(run, request, lease, findings)
-            answer = await self._report(request, lease, _judged(findings))
+            answer = await self._examine(run, request, findings)
         except BaseException:
             if findings.paid is not None:
                 self._calls.settle_later(findings.paid)
             raise
         return await self._close(run, findings, answer)
+
+    async def _examine(self, run: Run, request: KeyValidationRequest, findings: _Findings) -> ValidationAnswer:
+        """Go through listing, probes and report, on another lease where one ends in between."""
+        for leases_left in reversed(range(_LEASES_MAX)):
+            lease = await self._lease(request)
+            self._find_routes(lease, findings)
+            try:
+                if not findings.is_listed:
+                    await self._list_models(run, lease, findings)
+                if findings.verdict is None:
+                    await self._probe_all(run, request, lease, findings)
+                return await self._report(request, lease, _judged(findings))
+            except LeaseEndedError:
+                if not leases_left:
+                    raise
+        raise AssertionError  # pragma: no cover (the loop returns or raises)
+
+    async def _lease(self, request: KeyValidationRequest) -> Lease:
+        lease = await self._keys.acquire(
+            LeaseQuery(operation=Operation.KEY_VALIDATION, key_id=request.key_id, acting_for=request.acting_for)
+        )
+        if not isinstance(lease, Lease):
+            raise ProviderKeyNotFoundError(provider_key_id=request.key_id)
+        return lease
 
     def _find_routes(self, lease: Lease, findings: _Findings) -> None:
         for operation in _COVERABLE:
@@ -165,12 +188,14 @@ class ValidateKey:
         )
         for operation in _PROBED:
             route = findings.routes.get(operation)
-            if route is None or findings.verdict is not None:
+            if route is None or operation in findings.probed or findings.verdict is not None:
                 continue
             question = self._question(operation, request)
             try:
                 paid = await self._calls.attempt(run, question, funding, route)
+                findings.probed.add(operation)
             except errors.ProviderError as error:
+                findings.probed.add(operation)
                 self._note(findings, error, operation)
                 continue
             except PriceUnknownError as error:
