@@ -24,6 +24,7 @@ from router.domain.operations import (
 )
 from router.messages import OPERATIONS, PAYERS, principal_of, space_message, usage_message
 from router.ports import KeyVerdict
+from servicekit.errors import FieldViolation, InvalidArgumentError
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from router.domain.receipts import Receipt
 
 _PURPOSES: Final = {
+    operation_service_pb2.EMBEDDING_PURPOSE_UNSPECIFIED: EmbeddingPurpose.UNSPECIFIED,
+    # No vendor makes other vectors for it.
+    operation_service_pb2.EMBEDDING_PURPOSE_SIMILARITY: EmbeddingPurpose.UNSPECIFIED,
     operation_service_pb2.EMBEDDING_PURPOSE_DOCUMENT: EmbeddingPurpose.DOCUMENT,
     operation_service_pb2.EMBEDDING_PURPOSE_QUERY: EmbeddingPurpose.QUERY,
     operation_service_pb2.EMBEDDING_PURPOSE_CLASSIFICATION: EmbeddingPurpose.CLASSIFICATION,
@@ -96,9 +100,19 @@ def embedding_request(message: operation_service_pb2.GenerateEmbeddingsRequest) 
     return EmbeddingRequest(
         context=_context(message.context, message),
         texts=tuple(message.texts),
-        purpose=_PURPOSES.get(message.purpose, EmbeddingPurpose.UNSPECIFIED),
+        purpose=_purpose(message.purpose),
         space=space,
     )
+
+
+def _purpose(value: operation_service_pb2.EmbeddingPurpose.ValueType) -> EmbeddingPurpose:
+    purpose = _PURPOSES.get(value)
+    if purpose is None:
+        unknown = FieldViolation(
+            field="purpose", reason="ENUM_UNKNOWN", description="send a purpose that this release knows, or none"
+        )
+        raise InvalidArgumentError(violations=[unknown])
+    return purpose
 
 
 def embedding_response(request_id: str, answer: EmbeddingAnswer) -> operation_service_pb2.GenerateEmbeddingsResponse:
