@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, TypeVar
 
+import grpc
 import grpc.aio
+from google.protobuf.message import Message
 
 from bench.canned import MODEL
 from bench.errors import BenchError
@@ -35,10 +37,13 @@ from byok.type.v1.account_pb2 import Account, Principal
 from byok.type.v1.operation_pb2 import OPERATION_GUARDRAIL_EVALUATION
 from servicekit.ids import new_uuid7
 
-_AT_ONCE: Final = 16
+_AT_ONCE: Final = 12
+_TRIES: Final = 5
+_PAUSE_SECONDS: Final = 0.3
 _CALL_SECONDS: Final = 60
 _OUT_OF_REACH: Final = 2**53 - 1
 _Item = TypeVar("_Item")
+_Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,8 @@ class Desk:
         await _each(fleet, limit)
 
     async def _register(self, member: Member) -> None:
-        await self.accounts.RegisterAgent(
+        await _patiently(
+            self.accounts.RegisterAgent,
             RegisterAgentRequest(
                 request_id=_new_id(),
                 acting_for=Principal(owner_id=member.owner_id),
@@ -102,12 +108,12 @@ class Desk:
                 agent_id=member.agent_id,
                 owner_id=member.owner_id,
             ),
-            timeout=_CALL_SECONDS,
         )
 
     async def _give_key(self, member: Member, base_url: str, custody: Custody.ValueType) -> None:
         principal = Principal(owner_id=member.owner_id)
-        created = await self.keys.CreateKey(
+        created = await _patiently(
+            self.keys.CreateKey,
             CreateKeyRequest(
                 request_id=_new_id(),
                 acting_for=principal,
@@ -120,17 +126,17 @@ class Desk:
                 custody=custody,
                 plaintext=f"sk-proj-{member.owner_id.replace('-', '')}0000000000".encode(),
             ),
-            timeout=_CALL_SECONDS,
         )
-        validated = await self.providers.ValidateKey(
+        validated = await _patiently(
+            self.providers.ValidateKey,
             ValidateKeyRequest(request_id=_new_id(), acting_for=principal, actor="bench", key_id=created.key.key_id),
-            timeout=_CALL_SECONDS,
         )
         if validated.verdict != KEY_VERDICT_VALID:
             raise BenchError(f"the key of {member.owner_id} is not valid: {validated.explanation}")
 
     async def _set_limit(self, member: Member, unit: LimitUnit.ValueType, window: LimitWindow.ValueType) -> None:
-        await self.limits.SetLimit(
+        await _patiently(
+            self.limits.SetLimit,
             SetLimitRequest(
                 request_id=_new_id(),
                 acting_for=Principal(owner_id=member.owner_id),
@@ -143,7 +149,6 @@ class Desk:
                     amount=_OUT_OF_REACH,
                 ),
             ),
-            timeout=_CALL_SECONDS,
         )
 
 
@@ -167,6 +172,18 @@ def desk_of(*, keyvault: grpc.aio.Channel, metering: grpc.aio.Channel, router: g
         limits=LimitServiceStub(metering),
         providers=ProviderServiceStub(router),
     )
+
+
+async def _patiently(rpc: Callable[..., Awaitable[_Answer]], request: Message) -> _Answer:
+    """Call an idempotent RPC, again when the suite says that it is not available, as every client of it does."""
+    for _ in range(_TRIES - 1):
+        try:
+            return await rpc(request, timeout=_CALL_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise
+        await asyncio.sleep(_PAUSE_SECONDS)
+    return await rpc(request, timeout=_CALL_SECONDS)
 
 
 async def _each(items: Iterable[_Item], work: Callable[[_Item], Awaitable[None]]) -> None:

@@ -11,6 +11,7 @@ from statistics import median
 from typing import Final, Literal
 
 from rich.table import Table
+from rich.text import Text
 from typing_extensions import override
 
 from bench.errors import BenchError
@@ -97,25 +98,29 @@ def row_of(row_id: str, values: Sequence[float], *, unit: str, note: str) -> Row
 
 
 def table_of(rows: Sequence[Row]) -> Table:
-    """Lay the rows out for a terminal."""
-    table = Table(title="BYOK bench", caption="spread: (largest - smallest) / median of the repetitions")
-    table.add_column("id", no_wrap=True)
-    table.add_column("value", justify="right", no_wrap=True)
-    table.add_column("unit", no_wrap=True)
-    table.add_column("bar", justify="right", no_wrap=True)
-    table.add_column("spread", justify="right", no_wrap=True)
-    table.add_column("note", overflow="fold")
+    """Lay the rows out for a terminal, without their notes, which would make it too wide."""
+    table = Table(title="BYOK bench", caption="spread: (largest - smallest) / median of the repetitions", box=None)
+    table.add_column("id", overflow="fold")
+    for name in ("value", "unit", "bar", "spread"):
+        table.add_column(name, justify="left" if name == "unit" else "right", no_wrap=True)
     for row in rows:
         colour = "" if row.bar is None else "[green]" if row.bar.is_met_by(row.value) else "[red]"
         table.add_row(
-            row.id,
+            f"[bold]{row.id}",
             f"{colour}{_figure(row.value)}",
             row.unit,
             "" if row.bar is None else str(row.bar),
             "" if row.spread is None else f"{row.spread:.0%}",
-            row.note,
         )
     return table
+
+
+def notes_of(rows: Sequence[Row]) -> Text:
+    """Say how each figure came about."""
+    text = Text()
+    for row in rows:
+        text.append(row.id, style="bold").append(f": {row.note}\n")
+    return text
 
 
 def write_results(path: Path, *, machine: Mapping[str, object], rows: Sequence[Row]) -> None:

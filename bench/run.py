@@ -9,6 +9,7 @@ Ends with 1 when a part could not be measured. Nothing that it starts outlives i
 
 import asyncio
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable
@@ -28,10 +29,11 @@ from bench.parts.metering import measure_metering
 from bench.parts.router import measure_router, missing_peers
 from bench.peers.running import Peer, installed, open_peer
 from bench.room import FULL, QUICK, Room
-from bench.rows import Row, table_of, write_results
+from bench.rows import Row, notes_of, table_of, write_results
 from bench.suite import Suite, open_suite
 
 RESULTS: Final = Path(__file__).resolve().parent / "results" / "latest.json"
+_LOGS: Final = RESULTS.parent / "logs"
 
 
 def _say(text: str) -> None:
@@ -74,6 +76,7 @@ async def measure(names: list[str], *, is_quick: bool) -> tuple[list[Row], list[
     pace = QUICK if is_quick else FULL
     with tempfile.TemporaryDirectory(prefix="byok-bench-") as folder:
         async with AsyncExitStack() as stack:
+            stack.callback(_keep_logs, Path(folder))
             room = Room(split_cores(), pace, Path(folder), stack)
             _say("starting the suite, with its agents and keys")
             suite = await stack.enter_async_context(open_suite(room))
@@ -88,6 +91,14 @@ async def measure(names: list[str], *, is_quick: bool) -> tuple[list[Row], list[
                 finally:
                     room.groups.pop("drivers", None)
     return rows, failures
+
+
+def _keep_logs(folder: Path) -> None:
+    """Keep what the processes of the last run logged, for whoever asks why a part failed."""
+    shutil.rmtree(_LOGS, ignore_errors=True)
+    _LOGS.mkdir(parents=True)
+    for log in folder.rglob("*.log"):
+        shutil.copyfile(log, _LOGS / f"{log.parent.name}-{log.name}")
 
 
 def _asked() -> list[str]:
@@ -112,7 +123,9 @@ def main() -> int:
     except BenchError as error:
         _say(str(error))
         return 1
-    Console().print(table_of(rows))
+    console = Console()
+    console.print(table_of(rows))
+    console.print(notes_of(rows))
     write_results(RESULTS, machine={**machine, "is_quick": is_quick}, rows=rows)
     _say(f"wrote {RESULTS.relative_to(Path.cwd())}" if RESULTS.is_relative_to(Path.cwd()) else f"wrote {RESULTS}")
     for failure in failures:

@@ -8,7 +8,7 @@ from typing import Final
 
 import aiohttp
 import psutil
-from grpc.aio import Channel
+from grpc.aio import AioRpcError, Channel
 
 from bench.canned import IN_ANSWER, PROVIDER_REQUEST
 from bench.companions import Upstream, grpc_of
@@ -71,11 +71,14 @@ async def open_suite(room: Room) -> AsyncIterator[Suite]:
         warm, cold = members("warm", _WARM_AGENTS), members("cold", _COLD_AGENTS)
         limited = members("limit", _LIMITED_AGENTS)
         _say(f"registering {len([*warm, *cold, *limited]):,} agents and storing their keys")
-        async with _desk(stack) as desk:
-            await desk.register([*warm, *cold, *limited])
-            await desk.give_keys(warm, base_url=upstream.base_url, custody=CUSTODY_CACHED)
-            await desk.give_keys(cold, base_url=upstream.base_url, custody=CUSTODY_STRICT)
-            await desk.set_eight_limits(limited)
+        try:
+            async with _desk(stack) as desk:
+                await desk.register([*warm, *cold, *limited])
+                await desk.give_keys(warm, base_url=upstream.base_url, custody=CUSTODY_CACHED)
+                await desk.give_keys(cold, base_url=upstream.base_url, custody=CUSTODY_STRICT)
+                await desk.set_eight_limits(limited)
+        except AioRpcError as error:
+            raise BenchError(f"the fleet could not be made: {error.code().name}: {error.details()}") from error
         yield Suite(
             stack=stack,
             upstream=upstream,
