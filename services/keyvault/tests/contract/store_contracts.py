@@ -7,11 +7,12 @@ from datetime import timedelta
 from typing import Any, Protocol
 
 import pytest
+
 from keyvault.domain.audit_log import AuditEntry, EntryKind, decode_leaf, leaf_hash
 from keyvault.domain.authority import AuthorityWindow, seal_window
 from keyvault.domain.bindings import AgentBinding, encode_binding
 from keyvault.domain.envelope import seal
-from keyvault.domain.keyring import Keyring, KeyPurpose, KeyState, new_records, unlock
+from keyvault.domain.keyring import KeyPurpose, Keyring, KeyState, new_records, unlock
 from keyvault.domain.ownership import PLATFORM, Holder, Scope, owner_account
 from keyvault.domain.provider_keys import KeyState as ProviderKeyState
 from keyvault.domain.provider_keys import ProviderKey, decode_key, encode_key
@@ -34,7 +35,6 @@ from keyvault.ports import (
     WatcherReport,
 )
 from servicekit.secrets import Secret
-
 from services.keyvault.tests.unit.builders import NOW, ROOT, SECRET, agent_holder, owner_holder, provider_key
 
 REQUEST_ID = "0192f0c1-2f00-7000-8000-00000000000a"
@@ -103,9 +103,7 @@ class Scribe:
             record=record,
             expected_index=expected_index,
             window=window or await self.window(record),
-            entry=AuditEntry(
-                kind=EntryKind.KEY_CREATED, time=NOW, caller="edge", provider_key_id=key.provider_key_id
-            ),
+            entry=AuditEntry(kind=EntryKind.KEY_CREATED, time=NOW, caller="edge", provider_key_id=key.provider_key_id),
             secret=secret,
             request=request,
         )
@@ -128,9 +126,7 @@ class Scribe:
 
 def binding(agent_id: str = "agent-1", owner_id: str = "owner-1", version: int = 1) -> AgentBinding:
     """Return a binding."""
-    return AgentBinding(
-        agent_id=agent_id, owner_id=owner_id, account=owner_account(owner_id), binding_version=version
-    )
+    return AgentBinding(agent_id=agent_id, owner_id=owner_id, account=owner_account(owner_id), binding_version=version)
 
 
 class KeyringStoreContract:
@@ -200,9 +196,7 @@ class AuthorityStoreContract:
         assert await store.authority.head() == 0
 
     @pytest.mark.parametrize("ahead", [-7, 2])
-    async def test_a_window_that_the_log_missed_writes_nothing(
-        self, store: Store, scribe: Scribe, ahead: int
-    ) -> None:
+    async def test_a_window_that_the_log_missed_writes_nothing(self, store: Store, scribe: Scribe, ahead: int) -> None:
         """A row is never stored without the seal of its own index; the writer is told the head."""
         await store.authority.append([AuditEntry(kind=EntryKind.CALLER_REFUSED, time=NOW, caller="x")] * 9)
         window = await scribe.window(encode_key(provider_key()), ahead=ahead)

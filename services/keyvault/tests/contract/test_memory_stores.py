@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from typing_extensions import override
+
 from keyvault.adapters.memory import MemoryAuthority, MemoryKeyringStore, MemoryWatcherRegistry
 from keyvault.domain.audit_log import leaf_hash
-
 from services.keyvault.tests.contract.store_contracts import (
     AuthorityStoreContract,
     KeyringStoreContract,
@@ -27,9 +28,11 @@ class MemoryStore(Store):
         self.keyring = MemoryKeyringStore()
         self.authority = MemoryAuthority(self.keyring)
 
+    @override
     async def set_key_state(self, purpose: KeyPurpose, version: int, state: KeyState) -> None:
         self.keyring.set_state(purpose, version, state)
 
+    @override
     async def leaves(self) -> list[tuple[int, int, bytes, bytes]]:
         return [
             (position, int(kind), leaf, leaf_hash(leaf))

@@ -6,12 +6,12 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from typing_extensions import override
+
 from keyvault.adapters.postgres.authority import PostgresAuthority
 from keyvault.adapters.postgres.feed import PostgresFeed, PostgresWatcherRegistry
 from keyvault.adapters.postgres.keyring import PostgresKeyringStore
 from keyvault.adapters.postgres.pool import Database, PostgresOptions, open_database
-from keyvault.adapters.postgres.schema import migrate
-
 from services.keyvault.tests.contract.store_contracts import (
     AuthorityStoreContract,
     KeyringStoreContract,
@@ -45,22 +45,23 @@ class PostgresStore(Store):
         self.keyring = PostgresKeyringStore(database)
         self.authority = PostgresStoreAndFeed(database)
 
+    @override
     async def set_key_state(self, purpose: KeyPurpose, version: int, state: KeyState) -> None:
         await self.database.execute(
             "UPDATE keyring_keys SET state = $3 WHERE purpose = $1 AND version = $2", purpose, version, state
         )
 
+    @override
     async def leaves(self) -> list[tuple[int, int, bytes, bytes]]:
         rows = await self.database.fetch("SELECT * FROM audit_entries ORDER BY audit_index")
         return [(row["audit_index"], row["kind"], row["leaf"], row["leaf_hash"]) for row in rows]
 
 
 @pytest.fixture
-async def database(postgres_database: str) -> AsyncIterator[Database]:
+async def database(migrated_dsn: str) -> AsyncIterator[Database]:
     """Return a pool on a database with this release's schema."""
-    await migrate(postgres_database)
     options = PostgresOptions(
-        dsn=postgres_database,
+        dsn=migrated_dsn,
         pool_min=1,
         pool_max=4,
         connect_timeout=timedelta(seconds=10),

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import uuid
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import pytest_asyncio
 from pydantic import SecretStr
 
-from keyvault.adapters.postgres.schema import migrate
 from keyvault.settings import PostgresSettings, RevocationSettings, RootKeySettings, Settings
 from servicekit.settings import ServerSettings, TlsSettings
 from services.keyvault.tests.integration.vault import Vault
+from testkit.postgres import create_database, drop_database, dsn_of_database
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -30,34 +32,37 @@ def root_key_file(testkit_dir: Path) -> Path:
     return path
 
 
-@pytest.fixture
-async def migrated_dsn(postgres_database: str) -> str:
-    """Return a database with this release's schema."""
-    await migrate(postgres_database)
-    return postgres_database
+@pytest.fixture(scope="session")
+def vault_settings(throwaway_ca: ThrowawayCa, root_key_file: Path) -> Callable[..., Settings]:
+    """Return the function that makes usual settings for a database, with changes."""
+    tls = throwaway_ca.issue("keyvault", uri="spiffe://byok.local/ns/byok/sa/keyvault")
+
+    def make(dsn: str, **changes: Any) -> Settings:
+        usual: dict[str, Any] = {
+            "server": ServerSettings(
+                tls=TlsSettings(certificate_file=tls.certificate, private_key_file=tls.private_key, ca_file=tls.ca),
+                drain_grace=timedelta(seconds=2),
+            ),
+            "postgres": PostgresSettings(dsn=SecretStr(dsn), pool_max=4),
+            "root_key": RootKeySettings(file=root_key_file),
+            "deployment": "test",
+            "allowed_private_hosts": ("localhost:8443",),
+            "revocation": RevocationSettings(partition_bound=timedelta(seconds=1)),
+        }
+        return Settings(**(usual | changes))
+
+    return make
 
 
 @pytest.fixture
 async def start_vault(
-    migrated_dsn: str, throwaway_ca: ThrowawayCa, root_key_file: Path
+    migrated_dsn: str, throwaway_ca: ThrowawayCa, vault_settings: Callable[..., Settings]
 ) -> AsyncIterator[Callable[..., Awaitable[Vault]]]:
     """Return a coroutine function that starts a replica on this test's database."""
-    tls = throwaway_ca.issue("keyvault", uri="spiffe://byok.local/ns/byok/sa/keyvault")
     async with contextlib.AsyncExitStack() as stack:
 
         async def start(**changes: Any) -> Vault:
-            usual: dict[str, Any] = {
-                "server": ServerSettings(
-                    tls=TlsSettings(certificate_file=tls.certificate, private_key_file=tls.private_key, ca_file=tls.ca),
-                    drain_grace=timedelta(seconds=2),
-                ),
-                "postgres": PostgresSettings(dsn=SecretStr(migrated_dsn), pool_max=4),
-                "root_key": RootKeySettings(file=root_key_file),
-                "deployment": "test",
-                "allowed_private_hosts": ("localhost:8443",),
-                "revocation": RevocationSettings(partition_bound=timedelta(seconds=1)),
-            }
-            vault = Vault(Settings(**(usual | changes)), throwaway_ca, migrated_dsn)
+            vault = Vault(vault_settings(migrated_dsn, **changes), throwaway_ca, migrated_dsn)
             return await stack.enter_async_context(vault.running())
 
         yield start
@@ -65,5 +70,21 @@ async def start_vault(
 
 @pytest.fixture
 async def vault(start_vault: Callable[..., Awaitable[Vault]]) -> Vault:
-    """Return a running KeyVault."""
+    """Return a running KeyVault of this test's own."""
     return await start_vault()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def shared_vault(
+    postgres_server: str,
+    migrated_template: str,
+    throwaway_ca: ThrowawayCa,
+    vault_settings: Callable[..., Settings],
+) -> AsyncIterator[Vault]:
+    """Return one KeyVault for all tests that use owners of their own and tamper with nothing."""
+    name = f"shared_{uuid.uuid4().hex}"
+    await create_database(postgres_server, name, template=migrated_template)
+    dsn = dsn_of_database(postgres_server, name)
+    async with Vault(vault_settings(dsn), throwaway_ca, dsn).running() as vault:
+        yield vault
+    await drop_database(postgres_server, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +28,11 @@ from servicekit.channels import open_channel
 from servicekit.clock import SystemClock
 from servicekit.ids import new_uuid7
 from servicekit.metrics import Metrics
+from servicekit.wire import RemoteError, error_from_rpc
 from testkit.pki import ThrowawayCa
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable
 
     from servicekit.identity import TlsFiles
 
@@ -42,6 +44,20 @@ GUARDRAIL = operation_pb2.OPERATION_GUARDRAIL_EVALUATION
 def new_id() -> str:
     """Return a request id."""
     return new_uuid7(SystemClock().now())
+
+
+def name(kind: str) -> str:
+    """Return an id that no other test uses."""
+    return f"{kind}-{uuid.uuid4().hex[:12]}"
+
+
+async def refusal(call: Awaitable[object]) -> RemoteError:
+    """Return how a call was refused; it is a failure if it was not."""
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        return error_from_rpc(error)
+    raise AssertionError("the call was not refused")
 
 
 def owner(owner_id: str = "owner-1") -> account_pb2.Principal:
@@ -151,7 +167,9 @@ class Vault:
         """Return a new Router process."""
         return RouterProcess(await self.leases())
 
-    async def bind(self, agent_id: str = "agent-1", owner_id: str = "owner-1", **fields: Any) -> Any:
+    async def bind(
+        self, agent_id: str = "agent-1", owner_id: str = "owner-1", **fields: Any
+    ) -> key_service_pb2.BindAgentResponse:
         """Bind an agent to its owner."""
         usual: dict[str, Any] = {
             "request_id": new_id(),
@@ -160,7 +178,9 @@ class Vault:
             "owner_id": owner_id,
             "account": account_pb2.Account(owner_id=owner_id),
         }
-        return await (await self.keys("metering")).BindAgent(key_service_pb2.BindAgentRequest(**(usual | fields)))
+        request = key_service_pb2.BindAgentRequest(**(usual | fields))
+        response: key_service_pb2.BindAgentResponse = await (await self.keys("metering")).BindAgent(request)
+        return response
 
     async def working_key(self, **fields: Any) -> provider_key_pb2.ProviderKey:
         """Create a key and report that it works."""
@@ -194,7 +214,8 @@ class Vault:
             ready.set_result((grpc_port, admin_port))
 
         task = asyncio.create_task(serve(self.settings, stop, self.metrics, announce=announce))
-        await asyncio.wait([task, asyncio.ensure_future(ready)], return_when=asyncio.FIRST_COMPLETED)
+        started: list[asyncio.Future[Any]] = [task, ready]
+        await asyncio.wait(started, return_when=asyncio.FIRST_COMPLETED)
         if not ready.done():
             await task
         self.port, self.admin_port = ready.result()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from keyvault.domain.provider_keys import PRIORITY_DEFAULT, PRIORITY_MAX, OperationRoute
@@ -89,14 +90,12 @@ def check_mapping(
         if route.operation in seen:
             checks.complain(f"{field}.operation", "OPERATION_REPEATED", "Name each operation once.")
         seen.add(route.operation)
-        checks.run(lambda field=field, route=route: _check_route(field, route))  # type: ignore[misc]  # defaults bind
-        if why := why_unable(provider, route):
-            checks.complain(f"{field}.model", "MODEL_UNSUITABLE", why)
+        checks.run(partial(_check_route, field, route, partial(why_unable, provider)))
     checks.conclude()
     return tuple(mapping)
 
 
-def _check_route(field: str, route: OperationRoute) -> None:
+def _check_route(field: str, route: OperationRoute, why_unable: Callable[[OperationRoute], str]) -> None:
     if not check_text(f"{field}.model", route.model, characters_max=MODEL_CHARACTERS_MAX):
         raise refused(f"{field}.model", "MODEL_EMPTY", "Name the model as the provider does.")
     if route.model != route.model.strip():
@@ -108,6 +107,8 @@ def _check_route(field: str, route: OperationRoute) -> None:
         raise refused(f"{field}.context_window_tokens", "OUT_OF_RANGE", f"Send 0 to {CONTEXT_WINDOW_TOKENS_MAX}.")
     if not 0 <= route.dimensions <= DIMENSIONS_MAX:
         raise refused(f"{field}.dimensions", "OUT_OF_RANGE", f"Send 0 to {DIMENSIONS_MAX}.")
+    if why := why_unable(route):
+        raise refused(f"{field}.model", "MODEL_UNSUITABLE", why)
 
 
 def _check_words(field: str, words: Sequence[str], known: frozenset[str]) -> None:

@@ -38,7 +38,7 @@ _log = structlog.get_logger("keyvault.watch")
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The watch has begun at this index."""
+    """The watch begins after this index."""
 
     authority_index: int
     partition_bound: timedelta
@@ -226,7 +226,8 @@ class WatchHub:
             queue_max=self._limits.queue_max,
             wake=self._woken.set,
         )
-        watch.send(Ready(head, self._limits.partition_bound))
+        # Not the head when resuming: a Router that loses the stream after this message must resume from where it was.
+        watch.send(Ready(watch.position, self._limits.partition_bound))
         while True:
             page = await self._feed.read_changes(watch.position, limit=PAGE_MAX)
             watch.offer(page.changes)
