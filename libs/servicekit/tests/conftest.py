@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf.descriptor import ServiceDescriptor
+from typing_extensions import override
+
 from byok.keyvault.v1 import lease_service_pb2 as pb
 from byok.keyvault.v1 import lease_service_pb2_grpc as rpc
-from google.protobuf.descriptor import ServiceDescriptor
-from testkit.pki import ThrowawayCa
-
 from servicekit.channels import RotatingChannel, open_channel
 from servicekit.identity import AccessPolicy, TlsFiles, current_caller
 from servicekit.metrics import Metrics
@@ -21,6 +21,7 @@ from servicekit.refusals import Refusal
 from servicekit.server import GrpcServer
 from servicekit.settings import ServerSettings, TlsSettings
 from servicekit.wire import ErrorTable
+from testkit.pki import ThrowawayCa
 
 SERVICE = "byok.keyvault.v1.LeaseService"
 POLICY = f"""
@@ -45,13 +46,15 @@ class Leases(rpc.LeaseServiceServicer):
         self.entered = asyncio.Event()
         self.stream_ended = asyncio.Event()
 
-    async def AcquireLeases(self, request: Any, context: Any) -> pb.AcquireLeasesResponse:  # noqa: N802 (gRPC's name)
+    @override
+    async def AcquireLeases(self, request: Any, context: Any) -> pb.AcquireLeasesResponse:
         self.entered.set()
         if self.behavior is not None:
             return await self.behavior(request)
         return pb.AcquireLeasesResponse(deployment=current_caller().uri)
 
-    async def WatchAuthority(self, requests: Any, context: Any) -> Any:  # noqa: N802 (gRPC's name)
+    @override
+    async def WatchAuthority(self, requests: Any, context: Any) -> Any:
         try:
             async for _request in requests:
                 yield pb.WatchAuthorityResponse()
@@ -78,7 +81,7 @@ class Served:
     async def channel(self, files: TlsFiles | None = None) -> RotatingChannel:
         return await self.stack.enter_async_context(open_channel(self.target, files or self.ca.issue("router")))
 
-    async def stub(self, files: TlsFiles | None = None) -> "rpc.LeaseServiceAsyncStub":
+    async def stub(self, files: TlsFiles | None = None) -> rpc.LeaseServiceStub:
         return rpc.LeaseServiceStub(await self.channel(files))
 
 
@@ -86,6 +89,7 @@ ServeFactory = Callable[..., Awaitable[Served]]
 
 
 def lease_service() -> ServiceDescriptor:
+    """Return the descriptor of the service that is served."""
     return pb.DESCRIPTOR.services_by_name["LeaseService"]
 
 
@@ -101,7 +105,8 @@ async def serve(tmp_path: Path) -> AsyncIterator[ServeFactory]:
             files = ca.issue("keyvault")
             tls = TlsSettings(certificate_file=files.certificate, private_key_file=files.private_key, ca_file=files.ca)
             given.setdefault("drain_grace", timedelta(seconds=5))
-            servicer, metrics, refusals = Leases(), Metrics("keyvault"), list[Refusal]()
+            servicer = Leases()  # type: ignore[abstract]  # the other calls are never let through
+            metrics, refusals = Metrics("keyvault"), list[Refusal]()
             server = GrpcServer(
                 ServerSettings(tls=tls, **given),
                 policy=AccessPolicy.load(policy, services=[lease_service()]),

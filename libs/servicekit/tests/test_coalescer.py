@@ -1,13 +1,13 @@
 import asyncio
 import contextvars
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 import pytest
-from testkit.fake_clock import FakeClock
 
 from servicekit.coalescer import Coalescer, CoalescerLimits
 from servicekit.errors import OverloadedError, UnavailableError
+from testkit.fake_clock import FakeClock
 
 _LINGER = timedelta(milliseconds=8)
 _MARK: contextvars.ContextVar[str] = contextvars.ContextVar("mark", default="clean")
@@ -46,12 +46,17 @@ async def _turn(times: int = 5) -> None:
         await asyncio.sleep(0)
 
 
+async def _until(holds: Callable[[], bool]) -> None:
+    while not holds():  # noqa: ASYNC110 (what is waited for announces itself to nobody)
+        await asyncio.sleep(0)
+
+
 def _coalescer(
     peer: Peer, clock: FakeClock, *, active: int | None = None, unclaimed: Unclaimed | None = None, **limits: int
 ) -> Coalescer[int, str]:
     return Coalescer(
         peer.flush,
-        limits=CoalescerLimits(linger_max=_LINGER, **limits),  # type: ignore[arg-type]  # all of these limits are ints
+        limits=CoalescerLimits(linger_max=_LINGER, **limits),
         clock=clock,
         active=None if active is None else lambda: active,
         on_unclaimed=unclaimed,
@@ -282,8 +287,7 @@ async def test_the_outcome_that_meets_a_cancellation_is_unclaimed(fake_clock: Fa
     waiter = asyncio.create_task(coalescer.submit(1))
     await _turn()
     peer.answer(0)
-    while coalescer.batches_in_flight:
-        await asyncio.sleep(0)
+    await _until(lambda: not coalescer.batches_in_flight)
     # The future has its result, and the waiter has not run yet.
     assert not waiter.done()
     waiter.cancel()
@@ -343,8 +347,7 @@ async def test_a_cancelled_batch_is_no_cancellation_of_its_callers(fake_clock: F
     peer = Peer()
     coalescer = _coalescer(peer, fake_clock, active=1, in_flight_max=1)
     waiter = asyncio.create_task(coalescer.submit(0))
-    while not coalescer.batches_in_flight:
-        await asyncio.sleep(0)
+    await _until(lambda: coalescer.batches_in_flight > 0)
     for batch in list(coalescer._batches):
         batch.cancel()
     with pytest.raises(UnavailableError):

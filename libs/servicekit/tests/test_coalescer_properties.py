@@ -1,4 +1,4 @@
-"""Whatever callers, peer and time do, in whatever order: every item has exactly one outcome, and nothing ever wedges."""
+"""Whatever callers, peer and time do, every item has exactly one outcome, and nothing ever wedges."""
 
 import asyncio
 from collections import Counter
@@ -8,10 +8,10 @@ from datetime import timedelta
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from testkit.fake_clock import FakeClock
 
 from servicekit.coalescer import Coalescer, CoalescerLimits
 from servicekit.errors import OverloadedError
+from testkit.fake_clock import FakeClock
 
 _LINGER = timedelta(milliseconds=8)
 _BATCH_MAX = 4
@@ -188,7 +188,7 @@ def test_every_item_has_one_outcome_and_nothing_wedges(steps: list[tuple[str, ob
             await world.step(name, argument)
         await world._turn(3)
         await world.settle()
-        assert await asyncio.gather(_alive(world)) == ["done"]
+        assert await _alive(world) == "done"
         await world.coalescer.aclose()
         world.check()
 

@@ -11,9 +11,9 @@ from typing import Any
 import grpc
 import pytest
 import structlog
-from byok.keyvault.v1 import lease_service_pb2 as pb
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, QuotaFailure, RetryInfo
 
+from byok.keyvault.v1 import lease_service_pb2 as pb
 from servicekit.calls import call_deadline, current_call
 from servicekit.errors import (
     DeadlineExceededError,
@@ -72,7 +72,7 @@ def _raising(error: Exception) -> Callable[[Any], Awaitable[pb.AcquireLeasesResp
     return behave
 
 
-async def _failure(served: Any, request: Any = None, *, timeout: float = 5) -> RemoteError:  # noqa: ASYNC109 (gRPC's)
+async def _failure(served: Any, request: Any = None, *, timeout: float = 5) -> RemoteError:  # noqa: ASYNC109 - as gRPC has it
     stub = await served.stub()
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await stub.AcquireLeases(request or pb.AcquireLeasesRequest(), timeout=timeout)

@@ -8,14 +8,14 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 from byok.keyvault.v1 import lease_service_pb2 as pb
 from byok.keyvault.v1 import lease_service_pb2_grpc as rpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from testkit.pki import ThrowawayCa
-
 from servicekit.channels import open_channel
 from servicekit.identity import TlsFiles
 from servicekit.wire import RemoteError, error_from_rpc
+from testkit.pki import ThrowawayCa
 
 Serve = Callable[..., Awaitable[Any]]
 
@@ -119,11 +119,11 @@ async def test_health_and_reflection_are_for_every_role(serve: Serve) -> None:
     """A caller with any role may ask for health; one without a role may not."""
     served = await serve()
     channel = await served.channel(served.ca.issue("metering"))
-    answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+    answer = await _health(channel).Check(health_pb2.HealthCheckRequest())
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
     stranger = await served.channel(served.ca.issue("stranger"))
     with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await health_pb2_grpc.HealthStub(stranger).Check(health_pb2.HealthCheckRequest())
+        await _health(stranger).Check(health_pb2.HealthCheckRequest())
     assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
 
 
@@ -199,3 +199,8 @@ def _replace(old: TlsFiles, new: TlsFiles) -> None:
     old.certificate.write_bytes(new.certificate.read_bytes())
     old.private_key.write_bytes(new.private_key.read_bytes())
     old.ca.write_bytes(new.ca.read_bytes())
+
+
+def _health(channel: Any) -> Any:
+    # Its stubs are typed for the synchronous flavour only.
+    return health_pb2_grpc.HealthStub(channel)
