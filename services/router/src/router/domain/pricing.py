@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from router.domain.usage import TokenCounts, Usage
 
 TOKENS_A_PRICE: Final = 1_000_000
+_CHOOSING_VENDORS: Final = frozenset({"openrouter"})
 
 
 class PriceUnknownError(DomainError):
@@ -206,8 +207,13 @@ def cost_of_call(usage: Usage, reported_nano_usd: int | None, prices: dict[str, 
     return cost_of_usage(usage, prices)
 
 
+def chooses_upstreams(route: Route) -> bool:
+    """Say whether the vendor picks who runs the call, so that the price must be held by the request itself."""
+    return route.vendor in _CHOOSING_VENDORS
+
+
 def ceiling(price: ModelPrice) -> PriceCeiling:
-    """Return the price that a vendor which chooses upstreams must keep to."""
+    """Return the price that a vendor which chooses upstreams must keep to: the one that is reserved."""
     dearest = price.dearest
     return PriceCeiling(input_nano_usd_per_mtok=dearest.input_tokens, output_nano_usd_per_mtok=dearest.output_tokens)
 

@@ -158,15 +158,15 @@ class FailureTable:
             wish(response.headers, body or {}, response.receive_time) if inside else retry_after(response, body or {})
         )
         error = found.error if found else _by_class(status)
-        retryable = found.retryable if found else None
         said = should_retry(response.headers)
-        return error(
+        made = error(
             provider=provider,
             rule=found.name if found else f"status.{status}",
             status=response.status,
-            retry_after=after if _waits(error) else None,
-            retryable=said if said is not None else retryable,
+            retryable=said if said is not None else (found.retryable if found else None),
         )
+        made.retry_after = after if made.retryable or made.cools_key_down else None
+        return made
 
     def classify_event(self, event: Json, response: WireResponse, provider: str) -> ProviderError:
         """Return the error that came as an event inside a stream; what was streamed before may have been billed."""
@@ -177,7 +177,9 @@ class FailureTable:
             provider=provider,
             rule=found.name if found else "stream.error",
             status=response.status,
-            retry_after=wish({}, event, response.receive_time) if _waits(error) else None,
+            retry_after=wish({}, event, response.receive_time)
+            if error.retryable_by_default or error.cools_key_down
+            else None,
             retryable=found.retryable if found else None,
             may_have_been_billed=True,
         )
@@ -255,7 +257,3 @@ def _by_class(status: int) -> type[ProviderError]:
     if _CLIENT_ERROR <= status < _SERVER_ERROR:
         return BadRequestError
     return ProviderUnavailableError
-
-
-def _waits(error: type[ProviderError]) -> bool:
-    return error.retryable_by_default or error.cools_key_down

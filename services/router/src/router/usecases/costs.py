@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from router.domain.bounds import chat_bound, embed_bound
 from router.domain.pricing import PriceUnknownError as NoPriceError
-from router.domain.pricing import cost_of_call
+from router.domain.pricing import ceiling, chooses_upstreams, cost_of_call
 from router.domain.receipts import CostSource, PricedModel, PricedUsage, UnitPrices, UsageSource
 from router.domain.refusals import PriceUnknownError
 from router.domain.reservations import Estimate
@@ -17,7 +17,7 @@ from router.domain.usage import UsageFlag
 if TYPE_CHECKING:
     from catalogue.book import Catalogue
     from router.domain.bounds import TokenBound
-    from router.domain.completions import ChatCall, Completion
+    from router.domain.completions import ChatCall, Completion, PriceCeiling
     from router.domain.embeddings import EmbedCall, EmbeddingResult
     from router.domain.pricing import ModelPrice, PriceBook
     from router.domain.routes import Route
@@ -71,6 +71,14 @@ class Costs:
             PriceUnknownError: No price is known.
         """
         return self._estimate(embed_bound(call, len(request.body), route, self._catalogue), route, output_tokens_min=0)
+
+    def ceiling(self, route: Route) -> PriceCeiling | None:
+        """Return the price that the request must hold its vendor to; ``None`` where the vendor runs it itself.
+
+        Raises:
+            PriceUnknownError: No price is known.
+        """
+        return ceiling(self._dearest(route)) if chooses_upstreams(route) else None
 
     def of_completion(self, completion: Completion, route: Route) -> PricedUsage | None:
         """Return what a completion consumed and cost; ``None`` when the vendor does not say."""

@@ -94,7 +94,11 @@ class ChatQuestion(Question[Completion]):
                     provider=route.provider,
                     model=route.model.model_id,
                 )
-            composed = self._composed = (route, viability, self._compose(viability))
+            call = self._compose(viability)
+            ceiling = self._vendors.costs.ceiling(route)
+            if ceiling is not None:
+                call = replace(call, price_ceiling=ceiling)
+            composed = self._composed = (route, viability, call)
         return composed[1], composed[2]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import orjson
@@ -236,6 +236,15 @@ def test_the_vendors_word_on_repeating_comes_first() -> None:
     body = _error("odd")
     assert _classify("openai", 400, body, {"x-should-retry": "true"}).retryable
     assert not _classify("openai", 500, body, {"x-should-retry": "false"}).retryable
+
+
+def test_a_wish_counts_only_for_what_is_worth_repeating() -> None:
+    """No credit is not, unless the vendor says that it is."""
+    body = _error("Insufficient Balance")
+    assert _classify("deepseek", 402, body, {"retry-after": "7"}).retry_after is None
+    told = _classify("deepseek", 402, body, {"retry-after": "7", "x-should-retry": "true"})
+    assert told.retry_after == timedelta(seconds=7)
+    assert _classify("openai", 429, _error("x"), {"retry-after": "7", "x-should-retry": "false"}).retry_after
 
 
 @pytest.mark.parametrize(("provider", "status"), [("anthropic", 504), ("openai", 504), ("openrouter", 524)])
