@@ -78,6 +78,8 @@ from servicekit.server import GrpcServer, ServedService
 _log = structlog.get_logger("metering.app")
 
 _PENDING_LIMITS_EVERY: Final = timedelta(seconds=2)
+_OPEN_WITHIN: Final = timedelta(seconds=5)
+_OPEN_LOOK: Final = timedelta(milliseconds=10)
 _KEYVAULT_DEADLINE_MAX: Final = timedelta(seconds=5)
 # A batch of 256 settlements, each with an answer of 16 KiB.
 _SETTLE_BYTES_MAX: Final = 8 * 1024 * 1024
@@ -282,8 +284,8 @@ async def serve(settings: Settings, stop: asyncio.Event, metrics: Metrics) -> No
         replica.describe(metrics)
         await replica.stores.control.ensure_keeps_everything()
         await replica.maintenance.round()
-        await replica.keeper.round()
         await _start_workers(replica, stack)
+        await _wait_until_open(replica)
         policy = AccessPolicy.load(
             (files("metering") / "access.toml").read_text(encoding="utf-8"), services=service_descriptors()
         )
@@ -302,6 +304,17 @@ async def serve(settings: Settings, stop: asyncio.Event, metrics: Metrics) -> No
         )
         announce_ready(grpc_port=server.port, admin_port=admin.port)
         await stop.wait()
+
+
+async def _wait_until_open(replica: Replica) -> None:
+    """Give the licence a moment, so that whoever waits for the ready line can reserve at once.
+
+    After a hard stop of everything the licences of the dead are waited out, which takes longer; what needs no licence
+    is served meanwhile.
+    """
+    end = replica.clock.monotonic() + _OPEN_WITHIN.total_seconds()
+    while not replica.gate.is_open and replica.clock.monotonic() < end:
+        await replica.clock.sleep(_OPEN_LOOK)
 
 
 def service_descriptors() -> list[Any]:

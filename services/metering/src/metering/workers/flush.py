@@ -62,6 +62,8 @@ class Flusher:
         self._pace = pace or FlushPace()
         self._owned: dict[int, OwnedPartition] = {}
         self._owned_at = float("-inf")
+        # A rebuild gives everything away, and begins other outboxes.
+        self._owned_under: tuple[int, ...] = ()
         self.rows_written = 0
         self.backlog = 0
 
@@ -146,8 +148,11 @@ class Flusher:
 
     async def _refresh_ownership(self) -> None:
         now = self._clock.monotonic()
-        if now - self._owned_at < self._pace.own.total_seconds():
+        licence = self._gate.licence
+        generations = licence.generations if licence is not None else ()
+        if now - self._owned_at < self._pace.own.total_seconds() and generations == self._owned_under:
             return
+        self._owned_under = generations
         owned = await self._licences.own_partitions(self._replica)
         self._owned = {each.partition: each for each in owned}
         self._owned_at = now

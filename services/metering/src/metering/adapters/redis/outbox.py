@@ -86,13 +86,17 @@ class RedisHoldExpiry(HoldExpiry):
 
     @override
     async def due(self, licence: Licence, partitions: Sequence[int], *, count: int) -> list[DueHold]:
-        async with as_unavailable():
-            seconds, micros = await self._client.time()
-        now_ms = seconds * 1_000 + micros // 1_000
         async with as_unavailable(), self._client.pipeline(transaction=False) as pipe:
+            pipe.time()
             for partition in partitions:
+                pipe.hget(keys.meta_key(partition), "t")
+            (seconds, micros), *seen = await pipe.execute()
+        clock_ms = seconds * 1_000 + micros // 1_000
+        async with as_unavailable(), self._client.pipeline(transaction=False) as pipe:
+            for partition, seen_ms in zip(partitions, seen, strict=True):
                 key = keys.due_key(partition, licence.generations[partition])
-                pipe.zrangebyscore(key, "-inf", now_ms, start=0, num=count)
+                # The partition's own time, which a step of the clock does not take back.
+                pipe.zrangebyscore(key, "-inf", max(clock_ms, int(seen_ms or 0)), start=0, num=count)
             replies: list[list[bytes]] = await pipe.execute()
         return [
             DueHold(keys.id_text(member[:_ID_BYTES]), AccountKey(member[_ID_BYTES:].decode()))

@@ -57,6 +57,8 @@ class ScriptRunner:
             DependencyUnavailableError: Redis cannot be reached, did not answer, or refused a script for a reason that
                 is not the script's (read-only replica, out of memory, loading).
         """
+        if not calls:
+            return []
         replies = await self._connection.execute_on(identity, b"".join(call.packed() for call in calls), len(calls))
         if replies is None:
             return None
