@@ -87,6 +87,16 @@ def test_a_service_adds_details_of_its_own() -> None:
     assert sum(each.Is(ErrorInfo.DESCRIPTOR) for each in answer.details) == 1
 
 
+def test_an_opaque_error_has_the_service_s_details_too() -> None:
+    """A caller that looks for the detail of every failure finds it also where nothing was foreseen."""
+    table = ErrorTable("byok.test", _ROWS, details_of=lambda _error: [DebugInfo(detail="held")])
+    answer = remote_error(table.status(ValueError("secret text")))
+    detail = answer.detail(DebugInfo)
+    assert detail is not None
+    assert detail.detail == "held"
+    assert "secret text" not in str(answer.details)
+
+
 def test_a_retry_time_travels_and_is_never_negative() -> None:
     """A time that has passed already means now."""
     error = LostError("x")

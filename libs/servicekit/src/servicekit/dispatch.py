@@ -230,7 +230,7 @@ class Dispatcher:
             raise OverloadedError("This replica serves as many calls as it may. Retry later.")
         is_unary = gate.is_unary
         deadline = self._deadline(context.time_remaining(), is_unary=is_unary)
-        request_id = str(getattr(request, "request_id", ""))[:_REQUEST_ID_SHOWN_MAX] if is_unary else ""
+        request_id = _request_id(request) if is_unary else ""
         record.request_id = request_id
         CURRENT_CALLER.set(caller)
         CURRENT_CALL.set(InboundCall(gate.method, request_id, deadline))
@@ -341,6 +341,14 @@ def _translated(error: Exception, record: _Record) -> Exception:
     if isinstance(error, TimeoutError) and record.limit is not None and record.limit.expired():
         return DeadlineExceededError("The call's deadline ended first. Give it more time, or less to do.")
     return error
+
+
+def _request_id(request: Any) -> str:
+    """Return the id that a request carries, in itself or in its context; empty when it has none."""
+    found = getattr(request, "request_id", None)
+    if found is None:
+        found = getattr(getattr(request, "context", None), "request_id", "")
+    return str(found)[:_REQUEST_ID_SHOWN_MAX]
 
 
 def _uris(context: "_Context") -> Sequence[bytes]:

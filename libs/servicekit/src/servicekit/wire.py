@@ -50,6 +50,7 @@ COMMON_ROWS: Final[Mapping[type[DomainError], WireError]] = {
 INTERNAL: Final = WireError(grpc.StatusCode.INTERNAL, "INTERNAL")
 
 # More details of an error, such as Router's OperationFailure, that only the service's own messages can carry.
+# An error that is no domain error is asked about too, as the `DomainError` that stands for everything unforeseen.
 DetailsOf = Callable[[DomainError], Sequence[Message]]
 
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
@@ -117,6 +118,8 @@ class ErrorTable:
         status = Status(code=INTERNAL.code.value[0], message=message)
         metadata = {"requestId": request_id} if request_id else {}
         _pack(status, ErrorInfo(reason=INTERNAL.reason, domain=self.domain, metadata=metadata))
+        for detail in self._details_of(DomainError(message)) if self._details_of else ():
+            _pack(status, detail)
         return status
 
 

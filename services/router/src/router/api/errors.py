@@ -118,6 +118,9 @@ def _attempt_message(attempt: AttemptFailure) -> pb.AttemptFailure:
 
 
 def _details_of(error: DomainError) -> Sequence[Message]:
+    if type(error) is DomainError:
+        # It stands for everything unforeseen: what had been charged by then is not known here.
+        return (pb.OperationFailure(disposition=pb.DISPOSITION_HOLD),)
     return (failure_message(error),)
 
 
