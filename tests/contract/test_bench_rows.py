@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from bench.errors import BenchError
-from bench.rows import BARS, Bar, Row, row_of, table_of, write_results
+from bench.rows import BARS, Bar, Row, notes_of, row_of, table_of, write_results
 
 _DESIGNED = {
     "router.ops_per_core.c64",
@@ -89,9 +89,12 @@ def test_a_row_without_a_measurement_is_refused() -> None:
 
 
 def test_the_table_shows_value_bar_and_spread() -> None:
-    """What is printed is what is written."""
-    console = Console(width=200)
+    """What is printed is what is written, also on a narrow terminal, with the notes below."""
+    rows = [row_of("router.ratio_litellm.c64", [20.0, 24.0, 22.0], unit="×", note="interleaved")]
+    console = Console(width=80)
     with console.capture() as captured:
-        console.print(table_of([row_of("router.ratio_litellm.c64", [20.0, 24.0, 22.0], unit="×", note="here")]))
-    line = next(line for line in captured.get().splitlines() if "router.ratio_litellm.c64" in line)
-    assert [part for part in ("22", ">= 30", "18%", "here") if part in line] == ["22", ">= 30", "18%", "here"]
+        console.print(table_of(rows))
+        console.print(notes_of(rows))
+    lines = captured.get().splitlines()
+    assert ["router.ratio_litellm.c64", "22", "×", ">=", "30", "18%"] in [line.split() for line in lines]
+    assert "router.ratio_litellm.c64: interleaved" in lines
