@@ -123,7 +123,7 @@ async def serve(
             base.feed.listening(session_dsn.get_secret_value(), clock=base.clock, retry=settings.postgres.listen_retry)
         )
         for work in (hub.run(), housekeeping.run(), _record_refusals(base, refusals)):
-            await stack.enter_async_context(_running(work))
+            await stack.enter_async_context(_running(work, stop))
         await stack.enter_async_context(server)
         announce(server.port, admin.port)
         await stop.wait()
@@ -351,8 +351,10 @@ def _describe(
 
 
 @contextlib.asynccontextmanager
-async def _running(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+async def _running(work: Coroutine[None, None, None], stop: asyncio.Event) -> AsyncIterator[None]:
+    """Run `work` while the context lasts. If it ends by itself, this process must not go on as if it were there."""
     task = asyncio.create_task(work)
+    task.add_done_callback(lambda _: stop.set())
     try:
         yield
     finally:

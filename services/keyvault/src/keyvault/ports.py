@@ -313,7 +313,12 @@ class AuthorityFeed(Protocol):
         ...
 
     async def read_changes(self, after: int, *, limit: int) -> AuthorityChanges:
-        """Return changes after an index, from the primary. Raises UnavailableError when it is away."""
+        """Return changes after an index, from the primary.
+
+        Raises:
+            UnavailableError: it is away.
+            AuthorityForgedError: an entry cannot be read.
+        """
         ...
 
     def on_change(self, wake: Callable[[], None]) -> None:

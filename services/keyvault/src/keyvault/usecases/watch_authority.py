@@ -199,7 +199,7 @@ class WatchHub:
                 self._is_failing = False
             except DomainError as error:
                 if not self._is_failing:
-                    _log.warning("watch.round_failed", error=type(error).__name__)
+                    _log.error("watch.round_failed", error=type(error).__name__, **error.facts)
                 self._is_failing = True
                 self._woken.clear()
             await self._wait()

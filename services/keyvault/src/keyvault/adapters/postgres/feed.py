@@ -14,7 +14,10 @@ import asyncpg
 import structlog
 from typing_extensions import override
 
+from keyvault.adapters.postgres.pool import FAILURES
 from keyvault.domain.audit_log import IndexedEntry, decode_leaf
+from keyvault.domain.canonical import CanonicalFormError
+from keyvault.domain.errors import AuthorityForgedError
 from keyvault.ports import AuthorityChanges, AuthorityFeed, WatcherRegistry, WatcherReport
 
 if TYPE_CHECKING:
@@ -70,9 +73,7 @@ class PostgresFeed(AuthorityFeed):
     @override
     async def read_changes(self, after: int, *, limit: int) -> AuthorityChanges:
         rows = await self._database.fetch(_CHANGES, after, limit)
-        changes = [
-            IndexedEntry(row["audit_index"], decode_leaf(row["leaf"])) for row in rows if row["audit_index"] is not None
-        ]
+        changes = [_change(row) for row in rows if row["audit_index"] is not None]
         return AuthorityChanges(head=rows[0]["last_index"], changes=changes, is_complete=len(changes) < limit)
 
     @override
@@ -94,7 +95,7 @@ class PostgresFeed(AuthorityFeed):
         while True:
             try:
                 await self._listen_once(dsn)
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            except FAILURES as error:
                 _log.warning("feed.listen_failed", error=type(error).__name__)
             await clock.sleep(retry)
 
@@ -113,6 +114,17 @@ class PostgresFeed(AuthorityFeed):
     def _wake_all(self) -> None:
         for wake in self._wakes:
             wake()
+
+
+def _change(row: asyncpg.Record) -> IndexedEntry:
+    try:
+        return IndexedEntry(row["audit_index"], decode_leaf(row["leaf"]))
+    except CanonicalFormError:
+        # Watchers cannot be told what changed, so they must not be told that nothing did: without an echo they stop.
+        message = (
+            "an entry of the audit log cannot be read; nobody is told of changes until an operator has looked at it"
+        )
+        raise AuthorityForgedError(message, row_id="audit_entries", audit_index=row["audit_index"]) from None
 
 
 class PostgresWatcherRegistry(WatcherRegistry):

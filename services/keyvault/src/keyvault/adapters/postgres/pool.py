@@ -18,7 +18,14 @@ from servicekit.errors import UnavailableError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-_FAILURES: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
+# InternalClientError is what asyncpg raises when the server ends a connection between two messages.
+FAILURES: Final = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+    TimeoutError,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +104,7 @@ async def open_database(options: PostgresOptions) -> AsyncIterator[Database]:
         try:
             async with asyncio.timeout(options.statement_timeout.total_seconds()):
                 await pool.close()
-        except _FAILURES:
+        except FAILURES:
             pool.terminate()
 
 
@@ -105,7 +112,7 @@ async def open_database(options: PostgresOptions) -> AsyncIterator[Database]:
 def _reads() -> Iterator[None]:
     try:
         yield
-    except _FAILURES as error:
+    except FAILURES as error:
         # The type is enough: a message of the database can hold what was in a row.
         raise UnavailableError("the database does not answer; retry", failure=type(error).__name__) from None
 
@@ -114,7 +121,7 @@ def _reads() -> Iterator[None]:
 def _appends() -> Iterator[None]:
     try:
         yield
-    except _FAILURES as error:
+    except FAILURES as error:
         raise AuditUnavailableError(
             "the audit entry could not be made durable, so nothing was changed or leased; retry",
             failure=type(error).__name__,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import asyncpg
 
+from keyvault.adapters.postgres.pool import FAILURES
 from keyvault.domain.errors import SchemaNotReadyError
 from servicekit.errors import UnavailableError
 
@@ -71,11 +72,11 @@ async def migrate(dsn: str) -> Sequence[str]:
     """
     try:
         connection = await asyncpg.connect(dsn)
-    except (asyncpg.PostgresError, OSError, TimeoutError) as error:
+    except FAILURES as error:
         raise UnavailableError("the database cannot be reached", failure=type(error).__name__) from error
     try:
         return [migration.name for migration in shipped_migrations() if await _apply(connection, migration)]
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+    except FAILURES as error:
         raise UnavailableError("a migration failed and was rolled back", failure=type(error).__name__) from error
     finally:
         await connection.close()

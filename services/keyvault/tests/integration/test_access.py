@@ -1,0 +1,85 @@
+"""Who may call what: the whole matrix of roles and RPCs, and that refusals are in the log."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import grpc
+import pytest
+
+from byok.keyvault.v1 import key_service_pb2, lease_service_pb2
+from keyvault.domain.audit_log import EntryKind, decode_leaf
+from servicekit.channels import open_channel
+from services.keyvault.tests.integration.vault import name, refusal
+
+if TYPE_CHECKING:
+    from services.keyvault.tests.integration.vault import Vault
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+SERVICES = (
+    key_service_pb2.DESCRIPTOR.services_by_name["KeyService"],
+    lease_service_pb2.DESCRIPTOR.services_by_name["LeaseService"],
+)
+KEYS = frozenset({"edge", "operator"})
+ALLOWED = {
+    "CreateKey": KEYS,
+    "GetKey": KEYS,
+    "ListKeys": KEYS,
+    "UpdateKey": KEYS,
+    "ReplaceKeySecret": KEYS,
+    "RevokeKey": KEYS,
+    "GetSubmissionKey": KEYS,
+    "BindAgent": frozenset({"metering"}),
+    "AcquireLeases": frozenset({"router"}),
+    "ReportOutcomes": frozenset({"router"}),
+    "ReportValidation": frozenset({"router"}),
+    "WatchAuthority": frozenset({"router"}),
+}
+RPCS = [(service.full_name, method.name) for service in SERVICES for method in service.methods]
+
+
+@pytest.mark.parametrize("role", ["edge", "operator", "metering", "router", "platform", "keyvault", "nobody"])
+async def test_each_role_may_call_what_it_is_listed_for(shared_vault: Vault, role: str) -> None:
+    """Every RPC of the contract, with an empty request: PERMISSION_DENIED exactly where the role is not listed."""
+    channel = await shared_vault.channel(role)
+    for service, method in RPCS:
+        path = f"/{service}/{method}"
+        if method == "WatchAuthority":
+            stream = channel.stream_stream(path)(iter([b""]))
+            error = await refusal(stream.read())
+            code = error.code
+        else:
+            try:
+                await channel.unary_unary(path)(b"")
+                code = grpc.StatusCode.OK
+            except grpc.aio.AioRpcError as failure:
+                code = failure.code()
+        assert (code != grpc.StatusCode.PERMISSION_DENIED) is (role in ALLOWED[method]), (role, method)
+
+
+async def test_the_matrix_is_complete() -> None:
+    """An RPC that is added to the contract must be added here, too."""
+    assert {method for _, method in RPCS} == set(ALLOWED)
+
+
+async def test_refusals_are_recorded_once_per_caller_and_window(shared_vault: Vault) -> None:
+    """A caller that tries again and again fills no log; who it was and what it tried is there."""
+    caller = f"spiffe://byok.local/ns/{name('ns')}/sa/metering"
+    tls = shared_vault.ca.issue("metering", uri=caller)
+    async with open_channel(f"localhost:{shared_vault.port}", tls, server_name="localhost") as channel:
+        call = channel.unary_unary("/byok.keyvault.v1.LeaseService/AcquireLeases")
+        for _ in range(20):
+            error = await refusal(call(b""))
+            assert (error.code, error.reason) == (grpc.StatusCode.PERMISSION_DENIED, "CALLER_NOT_ALLOWED")
+    async with asyncio.timeout(10):
+        while not (found := await _refusals_of(shared_vault, caller)):
+            await asyncio.sleep(0.01)
+    assert found == [{"rpc": "/byok.keyvault.v1.LeaseService/AcquireLeases", "count": "1"}]
+
+
+async def _refusals_of(vault: Vault, caller: str) -> list[dict[str, str]]:
+    rows = await vault.sql("SELECT leaf FROM audit_entries WHERE kind = $1", int(EntryKind.CALLER_REFUSED))
+    entries = [decode_leaf(row["leaf"]) for row in rows]
+    return [dict(entry.details) for entry in entries if entry.caller == caller]

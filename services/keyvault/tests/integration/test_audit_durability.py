@@ -1,0 +1,172 @@
+"""Fail-closed: what is not in the log does not happen, and what leaves is in the log before."""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+import aiohttp
+import asyncpg
+import grpc
+import pytest
+from pydantic import SecretStr
+
+from byok.keyvault.v1 import key_service_pb2
+from keyvault.app import _running
+from keyvault.domain.audit_log import decode_leaf, leaf_hash
+from keyvault.settings import PostgresSettings
+from services.keyvault.tests.integration.vault import (
+    SECRET,
+    agent_item,
+    create_request,
+    owner,
+    refusal,
+    revoke_request,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from services.keyvault.tests.integration.vault import Vault
+
+BREAK_THE_LOG = """
+CREATE FUNCTION break_the_log() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN RAISE EXCEPTION 'disk full: sk-ant-canary' USING ERRCODE = 'disk_full'; END $$;
+CREATE TRIGGER broken BEFORE INSERT ON audit_entries FOR EACH ROW EXECUTE FUNCTION break_the_log();
+ALTER TABLE audit_entries ENABLE ALWAYS TRIGGER broken;
+"""
+
+
+async def test_a_lease_is_in_the_log_when_it_is_answered(vault: Vault) -> None:
+    """The entry names lease, key, version, agent, caller, process and the hash of its public key."""
+    await vault.bind()
+    key = await vault.working_key()
+    router = await vault.router()
+    lease = (await router.acquire(agent_item())).results[0].lease
+    (row,) = await vault.sql("SELECT * FROM audit_entries WHERE audit_index = $1", lease.authority_index)
+    entry = decode_leaf(row["leaf"])
+    assert row["leaf_hash"] == leaf_hash(row["leaf"])
+    assert (entry.provider_key_id, entry.key_version, entry.agent_id) == (key.key_id, 1, "agent-1")
+    assert entry.caller == "spiffe://byok.local/ns/byok/sa/router"
+    details = dict(entry.details)
+    assert (details["lease_id"], details["operation"], details["holder"]) == (
+        lease.lease_id,
+        "GUARDRAIL_EVALUATION",
+        router.holder,
+    )
+    assert len(bytes.fromhex(details["recipient"])) == 32
+
+
+async def test_nothing_happens_when_the_log_cannot_be_written(vault: Vault) -> None:
+    """Neither a lease, nor a new key, nor a binding, nor a revocation; the answer says to retry, and no more."""
+    await vault.bind()
+    key = await vault.working_key()
+    keys, router = await vault.keys(), await vault.router()
+    await vault.forge(BREAK_THE_LOG)
+    calls = {
+        "lease": router.acquire(agent_item()),
+        "create": keys.CreateKey(create_request()),
+        "bind": vault.bind("agent-2"),
+        "revoke": keys.RevokeKey(revoke_request(key.key_id)),
+    }
+    for what, call in calls.items():
+        error = await refusal(call)
+        assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "AUDIT_UNAVAILABLE"), what
+        assert "canary" not in str(error)
+    await vault.forge("DROP TRIGGER broken ON audit_entries")
+    listed = await keys.ListKeys(key_service_pb2.ListKeysRequest(acting_for=owner()))
+    assert [each.key_id for each in listed.keys] == [key.key_id]
+    assert (await router.acquire(agent_item())).results[0].lease.key_id == key.key_id
+    assert (await router.acquire(agent_item("agent-2"))).results[0].HasField("error")
+
+
+async def test_a_lease_that_waits_too_long_for_the_log_is_refused(
+    start_vault: Callable[..., Awaitable[Vault]], migrated_dsn: str
+) -> None:
+    """A head that somebody holds ends in AUDIT_UNAVAILABLE within the statement's time, and then nothing hangs on."""
+    vault = await start_vault(
+        postgres=PostgresSettings(dsn=SecretStr(migrated_dsn), pool_max=4, statement_timeout="PT0.5S")  # type: ignore[arg-type]  # as text
+    )
+    await vault.bind()
+    await vault.working_key()
+    router = await vault.router()
+    holder = await asyncpg.connect(migrated_dsn)
+    async with holder.transaction():
+        await holder.execute("SELECT 1 FROM audit_head FOR UPDATE")
+        error = await refusal(router.acquire(agent_item()))
+        assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "AUDIT_UNAVAILABLE")
+    await holder.close()
+    assert router.open(await router.acquire(agent_item()))[0].secret == SECRET
+
+
+async def test_a_replica_that_stops_mid_append_blocks_nobody(vault: Vault, migrated_dsn: str) -> None:
+    """The head is locked by one statement only: a client that dies holds nothing."""
+    await vault.bind()
+    await vault.working_key()
+    victim = await asyncpg.connect(migrated_dsn)
+    pending = asyncio.create_task(
+        victim.fetch("SELECT append_audit_entries(ARRAY[102]::smallint[], ARRAY['x']::bytea[]), pg_sleep(30)")
+    )
+    async with asyncio.timeout(10):
+        while not await vault.sql(
+            "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()"
+        ):
+            await asyncio.sleep(0.01)
+    victim.terminate()
+    with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
+        await pending
+    await vault.sql(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep' "
+        "AND datname = current_database()"
+    )
+    assert (await (await vault.router()).acquire(agent_item())).results[0].HasField("lease")
+
+
+async def test_the_database_going_away_is_unavailable_and_comes_back(vault: Vault) -> None:
+    """Connections that are cut make no wrong answer, and the next call is served."""
+    await vault.bind()
+    await vault.working_key()
+    router = await vault.router()
+    await vault.sql(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'byok-keyvault%' "
+        "AND datname = current_database()"
+    )
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                response = await router.acquire(agent_item())
+                break
+            except grpc.aio.AioRpcError as error:
+                assert error.code() == grpc.StatusCode.UNAVAILABLE  # noqa: PT017 (only some attempts fail)
+    assert response.results[0].HasField("lease")
+
+
+async def test_an_entry_that_cannot_be_read_ends_what_is_cached(vault: Vault) -> None:
+    """Watchers are not told that nothing changed: the replica is not ready, and gives no echo."""
+    assert await _is_ready(vault)
+    await vault.forge("UPDATE audit_head SET last_index = last_index + 1")
+    await vault.forge("INSERT INTO audit_entries SELECT last_index, 1, 'no leaf', sha256('x') FROM audit_head")
+    async with asyncio.timeout(10):
+        while await _is_ready(vault):
+            await asyncio.sleep(0.01)
+
+
+async def test_background_work_that_ends_stops_the_process() -> None:
+    """A replica that could tell no revocation any more does not stay as if it could."""
+    stop = asyncio.Event()
+
+    async def fail() -> None:
+        raise RuntimeError("gone")
+
+    with pytest.raises(RuntimeError):
+        async with _running(fail(), stop):
+            await asyncio.wait_for(stop.wait(), 10)
+
+
+async def _is_ready(vault: Vault) -> bool:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"http://127.0.0.1:{vault.admin_port}/readyz") as response,
+    ):
+        return response.status == HTTPStatus.OK
