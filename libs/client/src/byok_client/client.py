@@ -7,18 +7,22 @@ A client belongs to one event loop and is made once per process: it keeps its co
 certificate on disk is replaced.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from types import MappingProxyType, TracebackType
 from typing import Final, Self
 
+from google.protobuf.message import Message
+
 from byok.router.v1 import operation_service_pb2 as operations_pb2
 from byok.router.v1 import provider_service_pb2 as providers_pb2
+from byok.router.v1.operation_result_pb2 import DISPOSITION_PROCEED
 from byok.router.v1.operation_service_pb2_grpc import OperationServiceStub
 from byok.router.v1.provider_service_pb2_grpc import ProviderServiceStub
-from byok_client.calling import Calling, RetryBudget
-from byok_client.errors import Held
+from byok_client.calling import Calling, Request, Response, RetryBudget, UnaryMethod
+from byok_client.errors import Held, unusable
 from byok_client.management import Accounts, Keys, Limits, ManagementCalls, Usage, identified
 from byok_client.requests import Attribution, Space, embeddings_request, guardrail_request
 from servicekit.channels import RotatingChannel, open_channel
@@ -26,6 +30,13 @@ from servicekit.clock import SystemClock
 from servicekit.identity import TlsFiles
 from servicekit.wire import RemoteError
 
+_VERDICTS: Final = frozenset(
+    {
+        operations_pb2.GUARDRAIL_VERDICT_ALLOW,
+        operations_pb2.GUARDRAIL_VERDICT_REVIEW,
+        operations_pb2.GUARDRAIL_VERDICT_BLOCK,
+    }
+)
 OPERATION_DEADLINE: Final = timedelta(seconds=60)
 _NO_RULES: Final[Mapping[str, str]] = MappingProxyType({})
 
@@ -62,22 +73,22 @@ class ByokClient:
         self._management = ManagementCalls(self._calling)
         self._channels: dict[str, RotatingChannel] = {}
 
-    @property
+    @functools.cached_property
     def keys(self) -> Keys:
         """Provider keys. Raises NoTargetError without a target of KeyVault."""
         return Keys(self._channel("keyvault"), self._management)
 
-    @property
+    @functools.cached_property
     def accounts(self) -> Accounts:
         """Agents and accounts. Raises NoTargetError without a target of Metering."""
         return Accounts(self._channel("metering"), self._management)
 
-    @property
+    @functools.cached_property
     def limits(self) -> Limits:
         """Limits. Raises NoTargetError without a target of Metering."""
         return Limits(self._channel("metering"), self._management)
 
-    @property
+    @functools.cached_property
     def usage(self) -> Usage:
         """The ledger. Raises NoTargetError without a target of Metering."""
         return Usage(self._channel("metering"), self._management)
@@ -98,11 +109,11 @@ class ByokClient:
             ValueError: Both or none of `policy_text` and `rules` were given.
         """
         request = guardrail_request(attribution, content=content, policy_text=policy_text, rules=rules)
-        stub = OperationServiceStub(self._channel("router"))
-        try:
-            return await self._calling(stub.EvaluateGuardrail, request, deadline=deadline)
-        except RemoteError as error:
-            raise Held(error) from None
+        answer = await self._operate(self._operations.EvaluateGuardrail, request, deadline)
+        _ensure_proceed(answer.disposition, answer)
+        if answer.verdict not in _VERDICTS:
+            raise unusable(answer, "Router gave no verdict that this client knows.")
+        return answer
 
     async def generate_embeddings(
         self,
@@ -127,11 +138,11 @@ class ByokClient:
             ValueError: The purpose is not known.
         """
         request = embeddings_request(attribution, texts=texts, purpose=purpose, space=space)
-        stub = OperationServiceStub(self._channel("router"))
-        try:
-            return await self._calling(stub.GenerateEmbeddings, request, deadline=deadline)
-        except RemoteError as error:
-            raise Held(error) from None
+        answer = await self._operate(self._operations.GenerateEmbeddings, request, deadline)
+        _ensure_proceed(answer.disposition, answer)
+        if len(answer.embeddings) != len(request.texts):
+            raise unusable(answer, f"Router gave {len(answer.embeddings)} vectors for {len(request.texts)} texts.")
+        return answer
 
     async def validate_key(
         self, request: providers_pb2.ValidateKeyRequest, *, deadline: timedelta = OPERATION_DEADLINE
@@ -141,11 +152,7 @@ class ByokClient:
         Raises:
             Held: The key could not be tested.
         """
-        stub = ProviderServiceStub(self._channel("router"))
-        try:
-            return await self._calling(stub.ValidateKey, identified(request), deadline=deadline)
-        except RemoteError as error:
-            raise Held(error) from None
+        return await self._operate(self._providers.ValidateKey, identified(request), deadline)
 
     async def __aenter__(self) -> Self:
         """Return the client."""
@@ -158,10 +165,24 @@ class ByokClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the connections; calls under way are cancelled."""
+        """Close the connections; operations under way end in `Held`, other calls in `ByokError`."""
         while self._channels:
             _, channel = self._channels.popitem()
             await channel.close()
+
+    @functools.cached_property
+    def _operations(self) -> OperationServiceStub:
+        return OperationServiceStub(self._channel("router"))
+
+    @functools.cached_property
+    def _providers(self) -> ProviderServiceStub:
+        return ProviderServiceStub(self._channel("router"))
+
+    async def _operate(self, method: UnaryMethod[Request, Response], request: Request, deadline: timedelta) -> Response:
+        try:
+            return await self._calling(method, request, deadline=deadline)
+        except RemoteError as error:
+            raise Held(error) from None
 
     def _channel(self, service: str) -> RotatingChannel:
         if service not in self._channels:
@@ -171,3 +192,9 @@ class ByokClient:
                 raise NoTargetError(message)
             self._channels[service] = open_channel(target, self._tls, server_name=self._targets.server_name)
         return self._channels[service]
+
+
+def _ensure_proceed(disposition: int, answer: Message) -> None:
+    # A disposition of a newer release is no reason to wave content through.
+    if disposition != DISPOSITION_PROCEED:
+        raise unusable(answer, "Router answered, and does not say that the answer is usable.")

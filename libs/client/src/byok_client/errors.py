@@ -10,9 +10,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import grpc
+from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import BadRequest, QuotaFailure
 
-from byok.router.v1.operation_result_pb2 import OperationFailure
+from byok.router.v1.operation_result_pb2 import DISPOSITION_HOLD, OperationFailure
 from servicekit.wire import RemoteError
 
 # Reasons under which the same request may succeed later, when no OperationFailure says so itself.
@@ -69,19 +70,29 @@ class Held(ByokError):  # noqa: N818 (it says what happens to the content)
     """The operation gave no answer that may be used: hold the content.
 
     Attributes:
+        disposition: Always HOLD.
         failure: What Router says of it, who was charged included; None when nothing typed came back.
+        answer: What Router answered, when it is an answer that this client cannot use.
         retry_time: Not before this time, where it is known.
     """
 
-    def __init__(self, error: RemoteError) -> None:
+    disposition: Final = DISPOSITION_HOLD
+
+    def __init__(self, error: RemoteError, *, answer: Message | None = None) -> None:
         """Make the error of what Router answered, or of what it did not."""
         super().__init__(error)
+        self.answer = answer
         self.failure: OperationFailure | None = error.detail(OperationFailure)
         self.retry_time: datetime | None = None
         if self.failure is not None:
             self.is_retryable = self.failure.retryable
             if self.failure.HasField("retry_time"):
                 self.retry_time = self.failure.retry_time.ToDatetime(tzinfo=UTC)
+
+
+def unusable(answer: Message, why: str) -> Held:
+    """Return the error of an answer that came and must not be acted on."""
+    return Held(RemoteError(why, code=grpc.StatusCode.UNKNOWN, reason="ANSWER_NOT_USABLE"), answer=answer)
 
 
 def _violations(error: RemoteError) -> Sequence[Violation]:

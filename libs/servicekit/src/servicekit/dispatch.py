@@ -258,8 +258,9 @@ class Dispatcher:
         record.error = error
         if isinstance(error, CallerNotAllowedError):
             self._refused.at(record.method).inc()
+            record.caller = record.caller or str(error.facts.get("caller", ""))
             if self._refusals is not None:
-                self._refusals.record(record.caller or str(error.facts.get("caller", "")), record.method)
+                self._refusals.record(record.caller, record.method)
         await context.abort(grpc_code(status), status.message, status_trailers(status))
 
     def _conclude(self, record: "_Record") -> None:
