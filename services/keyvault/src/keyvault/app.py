@@ -172,7 +172,7 @@ def _hub(base: _Base) -> WatchHub:
         queue_max=revocation.watch_queue_max,
         watchers_max=revocation.watchers_max,
     )
-    return WatchHub(feed=base.feed, registry=base.registry, limits=limits)
+    return WatchHub(feed=base.feed, registry=base.registry, alarms=base.alarms, limits=limits)
 
 
 def _housekeeping(base: _Base) -> Housekeeping:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -405,6 +405,10 @@ class Alarms(Protocol):
 
     def corruption_found(self, row_id: str, what: str) -> None:
         """Say that the stored bytes of a key or an agent fail authentication."""
+        ...
+
+    def watch_failing(self, what: str, facts: Mapping[str, str | int]) -> None:
+        """Say that changes cannot be read, so that watchers get no echo: said once, until it has worked again."""
         ...
 
     def lease_bound_reached(self, caller: str) -> None:

@@ -14,6 +14,7 @@ import asyncpg
 
 from byok.keyvault.v1 import lease_pb2, lease_service_pb2
 from services.keyvault.tests.integration.vault import agent_item, create_request, new_id, revoke_request
+from testkit.waiting import eventually
 
 if TYPE_CHECKING:
     from services.keyvault.tests.integration.vault import RouterProcess, Vault
@@ -56,7 +57,7 @@ async def _lease_against_a_revocation(vault: Vault) -> lease_pb2.LeaseResult:
     # What the revocation's own function does, stopped before its commit.
     await revoker.fetchval("SELECT last_index FROM audit_head FOR UPDATE")
     leasing = asyncio.create_task(router.acquire(agent_item()))
-    await _until_somebody_waits(vault)
+    await eventually(lambda: vault.sql("SELECT 1 FROM pg_locks WHERE NOT granted"), bool)
     await revoker.execute(
         """
         WITH head AS (UPDATE audit_head SET last_index = last_index + 1 RETURNING last_index)
@@ -68,12 +69,6 @@ async def _lease_against_a_revocation(vault: Vault) -> lease_pb2.LeaseResult:
     await transaction.commit()
     await revoker.close()
     return (await leasing).results[0]
-
-
-async def _until_somebody_waits(vault: Vault) -> None:
-    async with asyncio.timeout(10):
-        while not await vault.sql("SELECT 1 FROM pg_locks WHERE NOT granted"):
-            await asyncio.sleep(0.01)
 
 
 async def test_a_lease_that_waited_for_a_revocation_is_not_granted(vault: Vault) -> None:
@@ -111,7 +106,9 @@ async def test_leases_and_changes_at_once_stay_in_order(vault: Vault) -> None:
         return revoked
 
     workers = [await vault.router() for _ in range(4)]
-    revoked, *_ = await asyncio.gather(churn(), *(lease_on(worker, 25) for worker in workers))
+    leasing = [asyncio.create_task(lease_on(worker, 25)) for worker in workers]
+    revoked = await churn()
+    await asyncio.gather(*leasing)
     rows = await vault.sql("SELECT audit_index, kind, leaf FROM audit_entries ORDER BY audit_index")
     assert [row["audit_index"] for row in rows] == list(range(1, len(rows) + 1))
     for key_id, index in revoked:

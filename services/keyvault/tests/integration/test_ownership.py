@@ -30,7 +30,7 @@ OPERATOR = account_pb2.Principal(operator_id="operator-1")
 
 def calls_on(key_id: str, principal: account_pb2.Principal) -> dict[str, Any]:
     """Return one request of every RPC that names a key."""
-    common = {"acting_for": principal, "key_id": key_id}
+    common: dict[str, Any] = {"acting_for": principal, "key_id": key_id}
     changing = common | {"request_id": new_id(), "actor": "test"}
     return {
         "GetKey": key_service_pb2.GetKeyRequest(**common),

@@ -1,4 +1,4 @@
-"""Somebody edits the database: every edit of an authority row, a secret or the keyring is refused, none is passed over."""
+"""Somebody edits the database: every edit of an authority row, a secret or the keyring is refused."""
 
 from __future__ import annotations
 
@@ -32,26 +32,25 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-PRESENT = "provider_key_id = $1 AND superseded_index IS NULL"
-
-# Edits of the row of a key. `$1` is the key's id and `$3` its owner, `$2` and `$4` are another owner's.
+# Edits of the row of a key. PRESENT stands for the condition of its present row; `$1` is the key's id and `$3` its
+# owner, `$2` and `$4` are another owner's.
 KEY_EDITS = {
-    "another owner": f"UPDATE agent_ai_keys SET owner_id = $4 WHERE {PRESENT}",
+    "another owner": "UPDATE agent_ai_keys SET owner_id = $4 WHERE PRESENT",
     "another owner in the record": (
         "UPDATE agent_ai_keys SET owner_id = $4, record = decode(replace(encode(record, 'hex'), "
-        f"encode(convert_to($3, 'UTF8'), 'hex'), encode(convert_to($4, 'UTF8'), 'hex')), 'hex') WHERE {PRESENT}"
+        "encode(convert_to($3, 'UTF8'), 'hex'), encode(convert_to($4, 'UTF8'), 'hex')), 'hex') WHERE PRESENT"
     ),
-    "another base URL": f"UPDATE agent_ai_keys SET base_url = 'https://evil.example.com' WHERE {PRESENT}",
+    "another base URL": "UPDATE agent_ai_keys SET base_url = 'https://evil.example.com' WHERE PRESENT",
     "another base URL in the record": (
         "UPDATE agent_ai_keys SET base_url = 'https://api.anthropic.net', record = decode(replace(encode(record, "
-        f"'hex'), encode('anthropic.com', 'hex'), encode('anthropic.net', 'hex')), 'hex') WHERE {PRESENT}"
+        "'hex'), encode('anthropic.com', 'hex'), encode('anthropic.net', 'hex')), 'hex') WHERE PRESENT"
     ),
-    "another version": f"UPDATE agent_ai_keys SET key_version = 2 WHERE {PRESENT}",
-    "another provider": f"UPDATE agent_ai_keys SET provider = 'openai' WHERE {PRESENT}",
-    "another priority": f"UPDATE agent_ai_keys SET priority = 0 WHERE {PRESENT}",
-    "another index": f"UPDATE agent_ai_keys SET audit_index = audit_index + 1000 WHERE {PRESENT}",
-    "another HMAC": f"UPDATE agent_ai_keys SET mac = sha256(mac) WHERE {PRESENT}",
-    "a cut record": f"UPDATE agent_ai_keys SET record = substr(record, 1, 50) WHERE {PRESENT}",
+    "another version": "UPDATE agent_ai_keys SET key_version = 2 WHERE PRESENT",
+    "another provider": "UPDATE agent_ai_keys SET provider = 'openai' WHERE PRESENT",
+    "another priority": "UPDATE agent_ai_keys SET priority = 0 WHERE PRESENT",
+    "another index": "UPDATE agent_ai_keys SET audit_index = audit_index + 1000 WHERE PRESENT",
+    "another HMAC": "UPDATE agent_ai_keys SET mac = sha256(mac) WHERE PRESENT",
+    "a cut record": "UPDATE agent_ai_keys SET record = substr(record, 1, 50) WHERE PRESENT",
     "another key's row": (
         "UPDATE agent_ai_keys k SET record = o.record, mac = o.mac FROM agent_ai_keys o "
         "WHERE k.provider_key_id = $1 AND k.superseded_index IS NULL AND o.provider_key_id = $2 "
@@ -94,6 +93,7 @@ class Victims:
 
     async def forge(self, edit: str) -> None:
         """Apply an edit with those of the arguments that it names."""
+        edit = edit.replace("PRESENT", "provider_key_id = $1 AND superseded_index IS NULL")
         arguments = {"$1": self.keys[0], "$2": self.keys[1], "$3": self.owners[0], "$4": self.owners[1]}
         used = [value for parameter, value in arguments.items() if parameter in edit]
         for position, parameter in enumerate([each for each in arguments if each in edit], start=1):
@@ -175,13 +175,17 @@ async def test_an_edited_binding_is_refused(victims: Victims) -> None:
     for edit, arguments in (
         ("UPDATE agent_bindings SET owner_id = $2 WHERE agent_id = $1", (agents[0], victims.owners[1])),
         (
-            "UPDATE agent_bindings a SET record = b.record, mac = b.mac FROM agent_bindings b "
-            "WHERE a.agent_id = $1 AND b.agent_id = $2",
+            (
+                "UPDATE agent_bindings a SET record = b.record, mac = b.mac FROM agent_bindings b "
+                "WHERE a.agent_id = $1 AND b.agent_id = $2"
+            ),
             agents,
         ),
         (
-            "INSERT INTO agent_bindings SELECT $1 || '-made-up', audit_index, NULL, owner_id, record, "
-            "mac_key_version, mac FROM agent_bindings WHERE agent_id = $2",
+            (
+                "INSERT INTO agent_bindings SELECT $1 || '-made-up', audit_index, NULL, owner_id, record, "
+                "mac_key_version, mac FROM agent_bindings WHERE agent_id = $2"
+            ),
             agents,
         ),
     ):
@@ -209,7 +213,7 @@ async def test_a_revoked_key_that_is_made_active_again_is_refused(victims: Victi
     mine = victims.keys[0]
     keys, router = await victims.vault.keys(), await victims.vault.router()
     await keys.RevokeKey(revoke_request(mine, acting_for=owner(victims.owners[0])))
-    await victims.forge(f"UPDATE agent_ai_keys SET state = 2 WHERE {PRESENT}")
+    await victims.forge("UPDATE agent_ai_keys SET state = 2 WHERE PRESENT")
     response = await router.acquire(victims.items()[0])
     assert remote_error(response.results[0].error).reason == "AUTHORITY_CORRUPT"
     assert not await victims.vault.sql("SELECT 1 FROM agent_ai_key_secrets WHERE provider_key_id = $1", mine)
@@ -264,8 +268,10 @@ async def test_the_database_refuses_what_is_append_only(victims: Victims, edit: 
     "edit",
     [
         "UPDATE keyring_keys SET canary = (SELECT canary FROM keyring_keys WHERE purpose = 2) WHERE purpose = 1",
-        "UPDATE keyring_keys SET wrapped_key = (SELECT wrapped_key FROM keyring_keys WHERE purpose = 2) "
-        "WHERE purpose = 1",
+        (
+            "UPDATE keyring_keys SET wrapped_key = (SELECT wrapped_key FROM keyring_keys WHERE purpose = 2) "
+            "WHERE purpose = 1"
+        ),
     ],
 )
 @pytest.mark.asyncio(loop_scope="function")

@@ -11,15 +11,16 @@ from typing_extensions import override
 
 from keyvault.adapters.memory import MemoryAuthority, MemoryKeyringStore, MemoryWatcherRegistry
 from keyvault.domain.audit_log import AuditEntry, EntryKind, IndexedEntry
-from keyvault.ports import AuthorityChanges, WatcherReport
+from keyvault.ports import Alarms, AuthorityChanges, WatcherReport
 from keyvault.usecases.revoke_provider_key import AwaitWatchers
 from keyvault.usecases.watch_authority import Draining, Echo, Message, Ready, Watch, WatchHub, WatchLimits
 from servicekit.errors import InvalidArgumentError, OverloadedError, UnavailableError
 from services.keyvault.tests.unit.builders import NOW
 from testkit.fake_clock import FakeClock
+from testkit.waiting import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 BOUND = timedelta(seconds=3)
 CHANGE = AuditEntry(kind=EntryKind.KEY_UPDATED, time=NOW, caller="edge", provider_key_id="key")
@@ -63,20 +64,42 @@ class Registry(MemoryWatcherRegistry):
         await super().record(reports, bound)
 
 
+class Alarmed(Alarms):
+    """Remembers what the operator was told."""
+
+    def __init__(self) -> None:
+        self.failures: list[str] = []
+
+    @override
+    def corruption_found(self, row_id: str, what: str) -> None:
+        raise AssertionError(what)
+
+    @override
+    def watch_failing(self, what: str, facts: Mapping[str, str | int]) -> None:
+        self.failures.append(what)
+
+    @override
+    def lease_bound_reached(self, caller: str) -> None:
+        raise AssertionError(caller)
+
+
 class Desk:
     """A hub at work and its surroundings."""
 
     def __init__(self, limits: WatchLimits) -> None:
         self.feed = Feed()
         self.registry = Registry()
-        self.hub = WatchHub(feed=self.feed, registry=self.registry, limits=limits)
+        self.alarms = Alarmed()
+        self.hub = WatchHub(feed=self.feed, registry=self.registry, alarms=self.alarms, limits=limits)
 
     async def rounds(self, count: int = 2) -> None:
         """Wait until the hub has begun so many more rounds; the one before the last has then ended."""
         wanted = self.feed.attempts + self.registry.attempts + count
-        async with asyncio.timeout(5):
-            while self.feed.attempts + self.registry.attempts < wanted:
-                await asyncio.sleep(0.001)
+
+        async def attempts() -> int:
+            return self.feed.attempts + self.registry.attempts
+
+        await eventually(attempts, lambda seen: seen >= wanted)
 
     async def watch(self, resume_index: int = 0, holder: str = "h1") -> Watch:
         """Open a watch."""
@@ -129,7 +152,6 @@ async def test_changes_are_told_and_leases_are_not(desk: Desk) -> None:
 async def test_an_echo_follows_the_changes_before_it(desk: Desk) -> None:
     """What was appended before the reading is sent ahead of the echo, and the echo names its index."""
     watch = await desk.watch()
-    desk.feed.before_reading = lambda: desk.feed.leaves or None
     await desk.feed.append([CHANGE])
     watch.ping(17)
     found = await take(watch, 2)
@@ -179,6 +201,7 @@ async def test_no_echo_while_the_log_cannot_be_read(desk: Desk) -> None:
     watch.ping(1)
     await desk.rounds(4)
     assert desk.hub.is_failing
+    assert desk.alarms.failures == ["UnavailableError"]
     assert not watch._outbox
     desk.feed.is_away = False
     assert await take(watch, 1) == [Echo(1, 1)]

@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
-import structlog
-
 from keyvault.domain.audit_log import IndexedEntry
 from keyvault.domain.new_keys import refused
 from keyvault.ports import WatcherReport
@@ -28,12 +26,10 @@ from servicekit.errors import DomainError, OverloadedError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
 
-    from keyvault.ports import AuthorityFeed, WatcherRegistry
+    from keyvault.ports import Alarms, AuthorityFeed, WatcherRegistry
 
 PAGE_MAX: Final = 1000
 PINGS_MAX: Final = 64
-
-_log = structlog.get_logger("keyvault.watch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,10 +152,11 @@ class Watch:
 class WatchHub:
     """All watches of this process, fed by one reader of the log."""
 
-    def __init__(self, *, feed: AuthorityFeed, registry: WatcherRegistry, limits: WatchLimits) -> None:
+    def __init__(self, *, feed: AuthorityFeed, registry: WatcherRegistry, alarms: Alarms, limits: WatchLimits) -> None:
         """Read `feed` and record in `registry`; `run` does the work."""
         self._feed = feed
         self._registry = registry
+        self._alarms = alarms
         self._limits = limits
         self._watches: set[Watch] = set()
         self._position = 0
@@ -187,7 +184,7 @@ class WatchHub:
         self._position = await self._feed.head()
 
     async def run(self) -> None:
-        """Work until cancelled. A round that fails is told to nobody but the log: watchers get no echo meanwhile."""
+        """Work until cancelled. A round that fails is told to the operator alone: watchers get no echo meanwhile."""
         rounds = 0
         while True:
             self._woken.clear()
@@ -199,7 +196,7 @@ class WatchHub:
                 self._is_failing = False
             except DomainError as error:
                 if not self._is_failing:
-                    _log.error("watch.round_failed", error=type(error).__name__, **error.facts)
+                    self._alarms.watch_failing(type(error).__name__, error.facts)
                 self._is_failing = True
                 self._woken.clear()
             await self._wait()
