@@ -151,6 +151,8 @@ class Workbench:
     """Every part of a Router that a test may want to look at."""
 
     clock: FakeClock = field(default_factory=FakeClock)
+    transport: ProviderTransport | None = None
+    limits: CallLimits = LIMITS
     keys: MemoryKeys = field(default_factory=MemoryKeys)
     seal: MemorySeal = field(default_factory=MemorySeal)
     activity: Activity = field(default_factory=Activity)
@@ -176,10 +178,10 @@ class Workbench:
         calls = ProviderCalls(
             keys=self.keys,
             admission=self.admission,
-            transport=RetryingTransport(self.provider, budget=BUDGET, clock=self.clock, draw=draw),
+            transport=self.transport or RetryingTransport(self.provider, budget=BUDGET, clock=self.clock, draw=draw),
             routes=routes,
             clock=self.clock,
-            limits=LIMITS,
+            limits=self.limits,
             activity=self.activity,
         )
         shared: dict[str, Any] = {
@@ -207,6 +209,7 @@ class Workbench:
         base_url: str = "https://api.openai.com/v1",
         owned_by: Account = OWNER,
         mapping: dict[Operation, MappedModel] | None = None,
+        secret: str = CANARY,
     ) -> Lease:
         """Return a lease that lives for a minute."""
         return Lease(
@@ -215,7 +218,7 @@ class Workbench:
             key_version=1,
             provider=provider,
             base_url=base_url,
-            secret=Secret(CANARY),
+            secret=Secret(secret),
             account=owned_by,
             owner_id=owned_by.id,
             agent_id="",

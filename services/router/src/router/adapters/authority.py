@@ -35,6 +35,7 @@ class Authority:
         self._owners: dict[str, int] = {}
         self._platform = 0
         self._everything = 0
+        self._restart_time = float("-inf")
         self._heard: list[tuple[float, dict[str, int], str, int]] = []
         self._contact = asyncio.Event()
         self.index = 0
@@ -87,6 +88,17 @@ class Authority:
             # A kind of change that this release does not know: end everything rather than miss something.
             self._everything = max(self._everything, index)
 
+    def restart(self) -> None:
+        """Forget everything: the log is another one, so that no index of before means anything."""
+        self.index = 0
+        self._last_echo = float("-inf")
+        self._restart_time = self._clock.monotonic()
+        self._keys.clear()
+        self._agents.clear()
+        self._owners.clear()
+        self._heard.clear()
+        self._platform = self._everything = 0
+
     def ensure(self, granted: Lease | NoKey) -> None:
         """Check that what KeyVault answered still holds.
 
@@ -98,7 +110,7 @@ class Authority:
             raise LeaseEndedError(rule="life")
         if now >= self._last_echo + self._bound:
             raise LeaseEndedError(rule="contact")
-        if self._is_changed(granted):
+        if granted.request_time < self._restart_time or self._is_changed(granted):
             raise LeaseEndedError(rule="authority")
 
     def _is_changed(self, granted: Lease | NoKey) -> bool:

@@ -62,7 +62,11 @@ class AuthorityWatch:
                 drained.cancel()
                 if stream.done():
                     # Asked of the task, so that its failure does not go unnoticed.
-                    _log.warning("authority.watch_ended", cause=_cause(stream))
+                    cause = _cause(stream)
+                    _log.warning("authority.watch_ended", cause=cause)
+                    if cause == grpc.StatusCode.INVALID_ARGUMENT.name:
+                        # The log is shorter than what we have heard of it: a restored backup, another vault.
+                        self._authority.restart()
                     await self._clock.sleep(self._limits.reconnect_delay)
                 self._authority.forget_old()
         finally:

@@ -75,6 +75,7 @@ _ATTEMPT_REASONS: Final = {
     provider_errors.DailyQuotaError.__name__: "PROVIDER_RATE_LIMITED",
     provider_errors.ContentRefusedError.__name__: "CONTENT_REFUSED",
     provider_errors.BadRequestError.__name__: "PROVIDER_REQUEST_REFUSED",
+    provider_errors.GenerationRejectedError.__name__: "ANSWER_MALFORMED",
     provider_errors.ContextExceededError.__name__: "PROVIDER_REQUEST_REFUSED",
     provider_errors.ModelGoneError.__name__: "MODEL_UNAVAILABLE",
     provider_errors.PermissionRefusedError.__name__: "MODEL_UNAVAILABLE",

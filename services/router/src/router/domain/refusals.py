@@ -291,6 +291,10 @@ _REFUSALS: Final[tuple[tuple[type[errors.ProviderError], _Refuse], ...]] = (
     (errors.DailyQuotaError, lambda e, _key, _model: _throttled(e, _RETRY_AFTER_QUOTA)),
     (errors.ContentRefusedError, lambda e, _key, _model: ContentHeldError(provider=_provider(e))),
     (
+        errors.GenerationRejectedError,
+        lambda e, _, model: AnswerMalformedError(provider=_provider(e), model=model),
+    ),
+    (
         errors.BadRequestError,
         lambda e, _, model: ProviderRequestRefusedError(e.message, provider=_provider(e), model=model),
     ),

@@ -220,7 +220,7 @@ class ProviderCalls:
 
     def _may_go_on(self, run: Run, error: errors.ProviderError, attempts: int) -> bool:
         return (
-            not isinstance(error, _ENDS_THE_SEARCH)
+            (error.retryable or not isinstance(error, _ENDS_THE_SEARCH))
             and attempts < self._limits.attempts_max
             and len(run.excluded_key_ids) < self._limits.candidates_max
             and self._clock.monotonic() < run.deadline - self._settle_margin
