@@ -391,8 +391,11 @@ class Capabilities(Protocol):
         """Return whether the secret has the format of some vendor's keys."""
         ...
 
-    def why_unable(self, provider: str, route: OperationRoute) -> str:
-        """Return why the route's model cannot do its operation, for its owner; nothing when it can."""
+    def why_unable(self, provider: str, base_url: str, route: OperationRoute) -> str:
+        """Return why the route's model cannot do its operation, for its owner; nothing when it can.
+
+        A known vendor's host tells which models there are, also where it is named as a compatible endpoint.
+        """
         ...
 
     def can_serve(self, key: ProviderKey, operation: Operation, space: EmbeddingSpace | None) -> bool:

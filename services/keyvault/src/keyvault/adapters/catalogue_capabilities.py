@@ -48,29 +48,30 @@ class CatalogueCapabilities(Capabilities):
         return self._catalogue.looks_like(secret) is not None
 
     @override
-    def why_unable(self, provider: str, route: OperationRoute) -> str:
+    def why_unable(self, provider: str, base_url: str, route: OperationRoute) -> str:
         if self._catalogue.provider(provider) is None:
             # The provider has a complaint of its own.
             return ""
         unsupported = self._catalogue.operation_supported(
-            provider, route.model, _OPERATIONS[route.operation], _declared(route)
+            self._catalogue.vendor_of(provider, base_url), route.model, _OPERATIONS[route.operation], _declared(route)
         )
         return "" if unsupported is None else unsupported.message
 
     @override
     def can_serve(self, key: ProviderKey, operation: Operation, space: EmbeddingSpace | None) -> bool:
+        vendor = self._catalogue.vendor_of(key.provider, key.base_url)
         route = key.route(operation)
         if route is None:
-            default = self._catalogue.default_model(key.provider, _OPERATIONS[operation])
+            default = self._catalogue.default_model(vendor, _OPERATIONS[operation])
             if default is None:
                 return False
             route = OperationRoute(operation=operation, model=default)
-        if self.why_unable(key.provider, route):
+        if self.why_unable(key.provider, key.base_url, route):
             return False
-        return space is None or self._serves_space(key.provider, route, space)
+        return space is None or self._serves_space(vendor, route, space)
 
-    def _serves_space(self, provider: str, route: OperationRoute, space: EmbeddingSpace) -> bool:
-        model = self._catalogue.model(provider, route.model, _declared(route))
+    def _serves_space(self, vendor: str, route: OperationRoute, space: EmbeddingSpace) -> bool:
+        model = self._catalogue.model(vendor, route.model, _declared(route))
         found = None if model is None else self._catalogue.embedding_space(model, space.dimensions)
         return found is not None and (found.maker, found.model) == (space.maker, space.model)
 

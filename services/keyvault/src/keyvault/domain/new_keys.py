@@ -76,7 +76,7 @@ def check_priority(priority: int | None) -> int:
 
 
 def check_mapping(
-    provider: str, mapping: Sequence[OperationRoute], why_unable: Callable[[str, OperationRoute], str]
+    mapping: Sequence[OperationRoute], why_unable: Callable[[OperationRoute], str]
 ) -> tuple[OperationRoute, ...]:
     """Return the mapping when each operation stands in it once, with a model that can do it.
 
@@ -90,7 +90,7 @@ def check_mapping(
         if route.operation in seen:
             checks.complain(f"{field}.operation", "OPERATION_REPEATED", "Name each operation once.")
         seen.add(route.operation)
-        checks.run(partial(_check_route, field, route, partial(why_unable, provider)))
+        checks.run(partial(_check_route, field, route, why_unable))
     checks.conclude()
     return tuple(mapping)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from keyvault.domain.audit_log import EntryKind
@@ -94,7 +95,8 @@ class PrepareKey:
         base_url = checks.run(lambda: self._check_base_url(asked.provider, asked.base_url))
         label = checks.run(lambda: check_text("label", asked.label, characters_max=LABEL_CHARACTERS_MAX))
         priority = checks.run(lambda: check_priority(asked.priority))
-        mapping = checks.run(lambda: check_mapping(asked.provider, asked.mapping, self._capabilities.why_unable))
+        why_unable = partial(self._capabilities.why_unable, asked.provider, base_url or "")
+        mapping = checks.run(lambda: check_mapping(asked.mapping, why_unable))
         submitted = checks.run(
             lambda: self._open_submission(
                 asked.secret_input,

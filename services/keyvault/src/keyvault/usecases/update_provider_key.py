@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from keyvault.domain.audit_log import EntryKind
@@ -95,8 +96,8 @@ class UpdateProviderKey:
             priority = checks.run(lambda: check_priority(asked.priority))
             key = replace(key, priority=priority or 0)
         if "mapping" in asked.fields:
-            provider = key.provider
-            mapping = checks.run(lambda: check_mapping(provider, asked.mapping, self._capabilities.why_unable))
+            why_unable = partial(self._capabilities.why_unable, key.provider, key.base_url)
+            mapping = checks.run(lambda: check_mapping(asked.mapping, why_unable))
             key = replace(key, mapping=mapping or ())
         if "custody" in asked.fields:
             key = replace(key, custody=asked.custody)

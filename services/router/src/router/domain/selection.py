@@ -52,15 +52,16 @@ class RouteSelection:
         mapped: MappedModel | None,
         space: EmbeddingSpace | None,
     ) -> Route:
-        model = self._model(provider, operation, mapped)
+        vendor = self._catalogue.vendor_of(provider, base_url)
+        model = self._model(vendor, operation, mapped)
         if operation is Operation.EMBEDDING_GENERATION:
             self._check_space(model, space)
         return Route(
             provider=provider,
-            dialect=self._catalogue.dialect(provider, model),
+            dialect=self._catalogue.dialect(vendor, model),
             base_url=base_url,
             model=model,
-            vendor=self._catalogue.vendor_of(provider, base_url),
+            vendor=vendor,
             tier=mapped.tier or None if mapped else None,
             allowed_features=mapped.features if mapped else frozenset(),
         )
