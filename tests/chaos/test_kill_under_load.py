@@ -4,7 +4,6 @@ The provider simulator's ledger says what was charged for; the suite's own says 
 says what its caller was told. All three must agree.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -24,15 +23,15 @@ _WORKERS = 8
 _ROUNDS = TestkitSettings().chaos_rounds
 _CALLS_BETWEEN = 25
 _TIMEOUT_SECONDS = 4.0
-# Settlements that a killed process held up arrive within seconds; then the books stand still.
-_STILL_SECONDS = 1.0
-_STILL_READINGS = 8
+# A killed Metering's turn at the flush ends with its licence, which this makes short.
+_LICENCE = {"BYOK_METERING_LICENCE__LIFE": "10", "BYOK_METERING_LICENCE__RENEW": "2"}
+_CLOSE_SECONDS = 90
 
 
 @pytest.fixture
 async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
     """Run a stack with two Routers, for this test to break."""
-    async with Stack(tmp_path, options=StackOptions(routers=2, is_durable=False)) as running:
+    async with Stack(tmp_path, options=StackOptions(routers=2, is_durable=False, environment=_LICENCE)) as running:
         yield running
 
 
@@ -78,15 +77,9 @@ async def test_no_usage_is_lost_or_counted_twice_when_a_process_is_killed(stack:
             await _VICTIMS[victim](stack)
             await load.wait_for(_CALLS_BETWEEN, timeout_seconds=120)
         outcomes = await load.stop()
-        books = await _closed_books(customers, control, outcomes)
-        assert books.problems(outcomes) == []
-        missing = sum(books.unbooked().values())
-        usages = [await customer.limit_usage(limit) for customer, limit in zip(customers, limits, strict=True)]
-        settled = sum(usage.settled_amount for usage in usages)
-        assert settled == sum(len(each) > 0 for each in books.settled.values())
-        # What was in flight when a Router died stays on every limit: as a hold, then in suspense at its estimate.
-        assert missing <= sum(usage.held_amount + usage.suspense_amount for usage in usages)
-        assert missing <= (_WORKERS * _ROUNDS if victim == "router" else 0)
+        # Only a Router takes with it what it alone knew: the calls that were in flight.
+        lost_max = _WORKERS * _ROUNDS if victim == "router" else 0
+        await _close_books(dict(zip(customers, limits, strict=True)), control, outcomes, lost_max=lost_max)
 
 
 async def _prepare(customer: Customer) -> str:
@@ -95,20 +88,29 @@ async def _prepare(customer: Customer) -> str:
     return (await customer.cap(1_000_000)).limit.limit_id
 
 
-async def _closed_books(customers: list[Customer], control: SimulatorControl, outcomes: list[Outcome]) -> Books:
-    """Return the books once every charge is booked, or once nothing has moved in them for a while."""
+async def _close_books(
+    limits: dict[Customer, str], control: SimulatorControl, outcomes: list[Outcome], *, lost_max: int
+) -> None:
+    """Wait until the books agree. Settlements that a killed process held up arrive late, but arrive.
+
+    A charge that nobody can book any more, since its Router died, stays on every limit: as a hold, then in suspense.
+    """
     requests = [outcome.request_id for outcome in outcomes]
     charged = await control.ledger()
-    lengths: list[int] = []
 
-    async def read() -> Books:
-        booked = [entry for customer in customers for entry in await customer.entries()]
-        lengths.append(len(booked))
-        await asyncio.sleep(_STILL_SECONDS)
-        return Books.read(charged, booked, requests)
+    async def disagreements() -> list[str]:
+        booked = [entry for customer in limits for entry in await customer.entries()]
+        books = Books.read(charged, booked, requests)
+        found = books.problems(outcomes)
+        usages = [await customer.limit_usage(limit_id) for customer, limit_id in limits.items()]
+        counted = sum(usage.settled_amount for usage in usages)
+        in_ledger = sum(len(settled) > 0 for settled in books.settled.values())
+        if counted != in_ledger:
+            found.append(f"the limits count {counted} settled calls, the ledger has {in_ledger}")
+        missing = sum(books.unbooked().values())
+        on_hold = sum(usage.held_amount + usage.suspense_amount for usage in usages)
+        if missing > min(on_hold, lost_max):
+            found.append(f"{missing} charged calls are not booked; {on_hold} are held or in suspense")
+        return found
 
-    def is_closed(books: Books) -> bool:
-        last = lengths[-_STILL_READINGS:]
-        return not books.unbooked() or (len(last) == _STILL_READINGS and len(set(last)) == 1)
-
-    return await eventually(read, is_closed, timeout_seconds=60)
+    await eventually(disagreements, lambda found: found == [], timeout_seconds=_CLOSE_SECONDS)
