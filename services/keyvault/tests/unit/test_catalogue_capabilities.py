@@ -24,7 +24,9 @@ def test_a_known_vendors_model_needs_no_declaration_at_that_vendors_host(capabil
 
 
 @pytest.mark.parametrize(("base_url", "can"), [(GROQ, True), (ELSEWHERE, False)])
-def test_a_key_serves_what_its_host_is_known_for(capabilities: CatalogueCapabilities, base_url: str, can: bool) -> None:
+def test_a_key_serves_what_its_host_is_known_for(
+    capabilities: CatalogueCapabilities, base_url: str, *, can: bool
+) -> None:
     """Selection at the lease agrees with what was accepted when the mapping was saved."""
     key = provider_key(provider="openai_compatible", base_url=base_url, mapping=(GUARDRAIL,))
     assert capabilities.can_serve(key, Operation.GUARDRAIL_EVALUATION, None) is can
