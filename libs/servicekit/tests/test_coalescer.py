@@ -47,7 +47,7 @@ async def _turn(times: int = 5) -> None:
 
 
 async def _until(holds: Callable[[], bool]) -> None:
-    while not holds():  # noqa: ASYNC110 (what is waited for announces itself to nobody)
+    while not holds():
         await asyncio.sleep(0)
 
 

@@ -16,7 +16,7 @@ Serve = Callable[..., Awaitable[Any]]
 
 
 async def _until(holds: Callable[[], bool]) -> None:
-    while not holds():  # noqa: ASYNC110 (what is waited for announces itself to nobody)
+    while not holds():
         await asyncio.sleep(0)
 
 

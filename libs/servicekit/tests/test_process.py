@@ -124,7 +124,7 @@ async def test_handshakes_that_fail_are_counted_by_cause(running: Running, tmp_p
                 await rpc.LeaseServiceStub(channel).AcquireLeases(pb.AcquireLeasesRequest(), timeout=5)
     expected = {"PEER_DID_NOT_RETURN_A_CERTIFICATE", "CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER"}
     async with asyncio.timeout(10):
-        while not expected <= _causes(await running.metric("sample_grpc_handshake_failures_total{")):  # noqa: ASYNC110 (a scrape)
+        while not expected <= _causes(await running.metric("sample_grpc_handshake_failures_total{")):
             await asyncio.sleep(0)
     assert float((await running.metric("sample_grpc_handshakes_started_total "))[0].split()[1]) >= 3
 

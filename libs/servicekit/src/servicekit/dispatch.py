@@ -90,7 +90,8 @@ class Dispatcher:
         refusals: RefusalReporter | None = None,
         tracer: Tracer | None = None,
     ) -> None:
-        """Make a dispatcher of one server."""
+        """Make a dispatcher of one server, on the running loop."""
+        self._loop = asyncio.get_running_loop()
         self._policy = policy
         self._errors = errors
         self._limits = limits
@@ -161,33 +162,47 @@ class Dispatcher:
             record = _Record(gate.method)
             leave = self._enter(is_stream=is_stream)
             try:
-                record.limit = asyncio.timeout_at(self._admit(gate, request, context, record))
-                async with record.limit:
-                    response = await behavior(request, context)
+                record.limit = self._limit(self._admit(gate, request, context, record))
+                response = await behavior(request, context)
             except asyncio.CancelledError:
-                if not (is_stream and self.is_draining):
+                error = self._reason_of_cancellation(record, is_stream=is_stream)
+                if error is None:
                     record.code = _CANCELLED
                     raise
-                await self._refuse(_stopping(), context, record)
+                await self._refuse(error, context, record)
             except grpc.aio.AbortError:
                 record.code = context.code().name
                 raise
             except Exception as error:  # noqa: BLE001 (the one place where every error becomes an answer)
-                await self._refuse(_translated(error, record), context, record)
+                await self._refuse(error, context, record)
             else:
                 # It runs once the answer is with gRPC's core, which takes it before the loop turns.
-                asyncio.get_running_loop().call_soon(self._conclude, record)
+                self._loop.call_soon(self._conclude, record)
                 return response
             finally:
                 leave()
-                if record.code != _OK:
-                    self._conclude(record)
+                self._part(record)
 
         return serve
 
+    def _part(self, record: "_Record") -> None:
+        if record.limit is not None:
+            record.limit.lift()
+        if record.code != _OK:
+            self._conclude(record)
+
+    def _limit(self, deadline: float | None) -> "_Limit | None":
+        return None if deadline is None else _Limit(self._loop, deadline, _current_task(self._loop))
+
+    def _reason_of_cancellation(self, record: "_Record", *, is_stream: bool) -> DomainError | None:
+        """Return what to answer to a call that we ended ourselves, or None when its caller hung up."""
+        if record.limit is not None and record.limit.is_reached():
+            return DeadlineExceededError("The call's deadline ended first. Give it more time, or less to do.")
+        return _stopping() if is_stream and self.is_draining else None
+
     def _enter(self, *, is_stream: bool) -> Callable[[], object]:
         if is_stream:
-            task = _current_task()
+            task = _current_task(self._loop)
             self._streams[task] = _Stream()
             return lambda: self._streams.pop(task, None)
         self.active_calls += 1
@@ -201,7 +216,7 @@ class Dispatcher:
             return coroutine
 
         async def pump(request: Any, context: "_Context") -> None:
-            stream = self._streams[_current_task()]
+            stream = self._streams[_current_task(self._loop)]
             async with contextlib.aclosing(behavior(request, context)) as responses:
                 async for response in responses:
                     # Cancelled half-way, a write would leave gRPC unable to send the status, and the caller waiting.
@@ -247,7 +262,7 @@ class Dispatcher:
         elif is_unary:
             remaining = min(remaining, limits.deadline_max)
         left = remaining - min(limits.deadline_margin, remaining * _MARGIN_SHARE_MAX)
-        return asyncio.get_running_loop().time() + left
+        return self._loop.time() + left
 
     async def _refuse(self, error: Exception, context: "_Context", record: "_Record") -> NoReturn:
         if not record.request_id:
@@ -301,6 +316,28 @@ class _Gate:
         return self.any_role or not self.roles.isdisjoint(caller.roles)
 
 
+class _Limit:
+    """Cancels the task of a call at its deadline. `asyncio.timeout` does the same for 4 µs more."""
+
+    __slots__ = ("_has_passed", "_task", "_timer")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, deadline: float, task: asyncio.Task[Any]) -> None:
+        self._task = task
+        self._has_passed = False
+        self._timer = loop.call_at(deadline, self._pass)
+
+    def _pass(self) -> None:
+        self._has_passed = True
+        self._task.cancel()
+
+    def is_reached(self) -> bool:
+        """Tell, once the task was cancelled, whether it was for this and nothing else."""
+        return self._has_passed and self._task.uncancel() == 0
+
+    def lift(self) -> None:
+        self._timer.cancel()
+
+
 class _Record:
     """What is known of one call, for counting and logging it afterwards."""
 
@@ -312,7 +349,7 @@ class _Record:
         self.caller = ""
         self.code = _OK
         self.request_id = ""
-        self.limit: asyncio.Timeout | None = None
+        self.limit: _Limit | None = None
         self.error: Exception | None = None
         self.span: Span | None = None
 
@@ -331,17 +368,11 @@ def _stopping() -> UnavailableError:
     return UnavailableError("This replica is stopping. Come back.")
 
 
-def _current_task() -> asyncio.Task[Any]:
-    task = asyncio.current_task()
+def _current_task(loop: asyncio.AbstractEventLoop) -> asyncio.Task[Any]:
+    task = asyncio.current_task(loop)
     if task is None:
         raise RuntimeError("a call is served outside of a task")
     return task
-
-
-def _translated(error: Exception, record: _Record) -> Exception:
-    if isinstance(error, TimeoutError) and record.limit is not None and record.limit.expired():
-        return DeadlineExceededError("The call's deadline ended first. Give it more time, or less to do.")
-    return error
 
 
 def _request_id(request: Any) -> str:

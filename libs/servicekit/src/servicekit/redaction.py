@@ -5,6 +5,7 @@ wherever it stands, exception text included: keys of the vendors, bearer tokens,
 hexadecimal runs. It redacts too much rather than too little; UUIDs, which operators search for, stay.
 """
 
+import functools
 import re
 from collections.abc import Mapping
 from datetime import date, datetime, timedelta
@@ -39,19 +40,31 @@ _SHAPES: Final = re.compile(
 _UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 # 32 hexadecimal digits are a trace id; the vendors' hexadecimal keys have 64.
 _HEX: Final = re.compile(r"[0-9a-f]{33,}", re.IGNORECASE)
+# Shorter than any secret worth the name.
 _KEPT_LENGTH: Final = 8
 _DEPTH_MAX: Final = 8
 _TEXT_MAX: Final = 32_768
 
+# Texts that held nothing: methods, callers, event names come in every line, and looking again is most of a line's cost.
+# Text that was redacted is never kept.
+_CLEAN_MAX: Final = 4_096
+_CLEAN_LENGTH_MAX: Final = 200
+_clean: set[str] = set()
+
 
 def redact_text(text: str) -> str:
     """Return `text` without what looks like a secret, cut to a length that a log line can have."""
-    if len(text) < _KEPT_LENGTH:
+    if len(text) < _KEPT_LENGTH or text in _clean or _UUID.fullmatch(text):
         return text
     if len(text) > _TEXT_MAX:
         # The cut comes first: a secret cut in two is still caught by what is left of it, or is no longer there.
         text = text[:_TEXT_MAX] + " [cut]"
-    return _SHAPES.sub(_replace, text)
+    redacted = _SHAPES.sub(_replace, text)
+    if redacted == text and len(text) <= _CLEAN_LENGTH_MAX:
+        if len(_clean) >= _CLEAN_MAX:
+            _clean.clear()
+        _clean.add(text)
+    return redacted
 
 
 def redact_value(value: object, *, depth: int = 0) -> object:
@@ -76,9 +89,14 @@ def redact_value(value: object, *, depth: int = 0) -> object:
 
 def redact_field(name: str, value: object, *, depth: int = 0) -> object:
     """Return what may be logged of a field, judged by its name too."""
-    if _SECRET_NAMES.search(name) and value is not None and not isinstance(value, bool):
+    if _is_secret_name(name) and value is not None and not isinstance(value, bool):
         return REDACTED
     return redact_value(value, depth=depth)
+
+
+@functools.lru_cache(maxsize=1_024)
+def _is_secret_name(name: str) -> bool:
+    return _SECRET_NAMES.search(name) is not None
 
 
 def _describe(value: object) -> object:
