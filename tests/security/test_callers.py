@@ -141,7 +141,7 @@ async def test_refusals_are_recorded(suite_stack: Stack) -> None:
             "SELECT table_schema, table_name FROM information_schema.tables WHERE table_name LIKE '%audit%'"
         )
         for table in tables:
-            rows = await connection.fetch(f'SELECT t::text FROM "{table["table_schema"]}"."{table["table_name"]}" t')  # noqa: S608 (names from the catalogue)
+            rows = await connection.fetch(f'SELECT t::text FROM "{table["table_schema"]}"."{table["table_name"]}" t')
             if any("ns/audited/sa/platform" in _readable(row["t"]) for row in rows):
                 return True
         return False

@@ -243,11 +243,16 @@ async def test_answers_that_are_not_what_was_asked_for(caller: Caller, control: 
 
 
 async def test_broken_bodies(caller: Caller, control: SimulatorControl) -> None:
-    """Half a JSON, none, and HTML."""
+    """Half a JSON, JSON of another shape, none, and HTML."""
     await control.add_fault(FaultKind.MALFORMED_JSON)
     async with caller.post() as response:
         with pytest.raises(json.JSONDecodeError):
             json.loads(await response.read())
+    await control.add_fault(FaultKind.ODD_SHAPE)
+    async with caller.post() as response:
+        odd = await response.json()
+        assert isinstance(odd["choices"], dict)
+        assert isinstance(odd["usage"], list)
     await control.add_fault(FaultKind.EMPTY_BODY)
     async with caller.post() as response:
         assert await response.read() == b""

@@ -5,9 +5,10 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from urllib.parse import quote
 
 _PART_LENGTH = 16
+# Whatever holds this many characters more than a part in a row is found.
+_PART_STEP = 8
 _CHUNK_BYTES = 4 * 1024 * 1024
 
 
@@ -47,15 +48,14 @@ class Canary:
 
 
 def _forms(secret: bytes) -> Iterator[bytes]:
-    """Yield parts of the secret, plain, reversed, in hex, percent-encoded, and in base64 at each of its alignments."""
+    """Yield parts of the secret, plain, reversed, in hex, and in base64 at each of its alignments."""
     # The head is the vendor's prefix, which says nothing.
-    parts = [secret[start : start + _PART_LENGTH] for start in range(8, len(secret) - _PART_LENGTH - 4, 4)]
+    parts = [secret[start : start + _PART_LENGTH] for start in range(8, len(secret) - _PART_LENGTH - 4, _PART_STEP)]
     for part in parts:
         yield part
         yield part[::-1]
         yield part.hex().encode()
         yield part.hex().upper().encode()
-        yield quote(part, safe="").encode()
     for shift in range(3):
         packed = base64.b64encode(secret[shift:])
         # Without the first and last characters, which depend on what stands around.

@@ -5,9 +5,10 @@ import math
 import socket
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
+import orjson
 from aiohttp import web
 
 from testkit.simulator.faults import FaultKind, FaultRule
@@ -37,11 +38,10 @@ async def send(request: web.Request, reply: Reply) -> web.StreamResponse:
 
 async def send_broken(request: web.Request, reply: Reply, rule: FaultRule) -> web.StreamResponse:
     """Send a reply as the fault says. What this returns was not an answer, whatever arrived of it."""
+    rewrite = _REWRITES.get(rule.kind)
+    if rewrite is not None:
+        return await send(request, _with_body(reply, rewrite(reply.body)))
     match rule.kind:
-        case FaultKind.MALFORMED_JSON:
-            return await send(request, _with_body(reply, reply.body[: len(reply.body) // 2]))
-        case FaultKind.EMPTY_BODY:
-            return await send(request, _with_body(reply, b""))
         case FaultKind.WRONG_CONTENT_TYPE:
             return await send(request, Reply(status=200, content_type="text/html", chunks=[_HTML]))
         case FaultKind.TRUNCATED_BODY:
@@ -85,6 +85,31 @@ def _headers(reply: Reply) -> dict[str, str]:
 
 def _with_body(reply: Reply, body: bytes) -> Reply:
     return Reply(status=reply.status, content_type=reply.content_type, chunks=[body], headers=reply.headers)
+
+
+def _oddly_shaped(body: bytes) -> bytes:
+    """Return JSON in which every value of the answer is of another type than its name promises."""
+    try:
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        # A stream: each of its events would have to be changed; a list in place of them is odd enough.
+        return b"[[]]"
+    return orjson.dumps({name: _other_type(value) for name, value in answer.items()})
+
+
+def _other_type(value: object) -> object:
+    if isinstance(value, dict):
+        return [{"unexpected": each} for each in value]
+    if isinstance(value, list):
+        return {"0": [None, -1, "text"]}
+    return [value] if isinstance(value, str) else {"value": str(value)}
+
+
+_REWRITES: dict[FaultKind, Callable[[bytes], bytes]] = {
+    FaultKind.MALFORMED_JSON: lambda body: body[: len(body) // 2],
+    FaultKind.EMPTY_BODY: lambda _body: b"",
+    FaultKind.ODD_SHAPE: _oddly_shaped,
+}
 
 
 def _first_half(chunks: Sequence[bytes]) -> Sequence[bytes]:

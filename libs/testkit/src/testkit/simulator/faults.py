@@ -37,6 +37,7 @@ class FaultKind(StrEnum):
     CUT_SHORT = "cut_short"
     NO_USAGE = "no_usage"
     EMPTY_ANSWER = "empty_answer"
+    ODD_SHAPE = "odd_shape"
     # Deliveries that go wrong.
     DELAY = "delay"
     ERROR_IN_200 = "error_in_200"

@@ -35,6 +35,7 @@ _BILLED_DELIVERIES = frozenset(
         FaultKind.MALFORMED_JSON,
         FaultKind.TRUNCATED_BODY,
         FaultKind.EMPTY_BODY,
+        FaultKind.ODD_SHAPE,
         FaultKind.STALL_MID_STREAM,
         FaultKind.RESET_AFTER_READ,
         FaultKind.ERROR_MID_STREAM,
