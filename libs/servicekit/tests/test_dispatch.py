@@ -115,6 +115,22 @@ async def test_violations_and_retry_and_quota_travel_as_details(serve: Serve) ->
     assert quota.violations[0].subject == "agent:a1"
 
 
+async def test_more_violations_than_a_trailer_holds_are_cut(serve: Serve) -> None:
+    """Larger than gRPC lets metadata be, the error would reach its caller as another one; the first matter most."""
+    served = await serve()
+    violations = [
+        FieldViolation(field=f"texts[{index}]", reason="TOO_LONG", description="is too long " * 30)
+        for index in range(2_048)
+    ]
+    served.servicer.behavior = _raising(InvalidArgumentError(violations=violations))
+    failure = await _failure(served)
+    bad = failure.detail(BadRequest)
+    assert failure.reason == "INVALID_ARGUMENT"
+    assert bad is not None
+    assert [each.field for each in bad.field_violations][:2] == ["texts[0]", "texts[1]"]
+    assert len(bad.field_violations) < 50
+
+
 async def test_an_unknown_error_is_opaque_and_has_a_request_id(serve: Serve, log: Callable[[], Any]) -> None:
     """What was not raised on purpose says nothing but an id, under which the log has the story, without the secret."""
     served = await serve()

@@ -146,7 +146,9 @@ async def test_a_policy_or_certificate_that_cannot_be_used_does_not_start(tmp_pa
     output, errors = await process.communicate()
     assert process.returncode != 0
     assert output == b""
-    assert b"cannot be read" in errors
+    event = json.loads(errors)
+    assert event["event"] == "process.failed"
+    assert "cannot be read" in event["exception"]
 
 
 def _causes(lines: list[str]) -> set[str]:

@@ -22,6 +22,21 @@ async def test_the_first_of_a_window_is_reported_and_the_rest_counted() -> None:
     assert [each.count for each in reports] == [1, 999]
 
 
+async def test_an_audit_that_fails_does_not_hinder_the_refusal() -> None:
+    """Whoever is refused is refused, whatever becomes of the report."""
+    tries: list[Refusal] = []
+
+    def fail(refusal: Refusal) -> None:
+        tries.append(refusal)
+        raise RuntimeError
+
+    reporter = RefusalReporter(fail)
+    reporter.record("a", "/s/m")
+    reporter.record("a", "/s/m")
+    reporter.flush()
+    assert [each.count for each in tries] == [1, 1]
+
+
 async def test_callers_and_methods_are_told_apart_up_to_a_bound() -> None:
     """Each caller and method has its own window; an attacker with ever new names shares one."""
     reports: list[Refusal] = []

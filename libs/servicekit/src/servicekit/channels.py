@@ -99,7 +99,7 @@ class RotatingChannel(grpc.aio.Channel):
         self._check_interval = CERTIFICATE_CHECK_INTERVAL.total_seconds()
         self._next_check = clock.monotonic() + self._check_interval
         self._channel = self._connect(certificates.material)
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing: dict[asyncio.Task[None], grpc.aio.Channel] = {}
         self.deadline_max = deadline_max
         self.generation = 0
 
@@ -119,8 +119,8 @@ class RotatingChannel(grpc.aio.Channel):
         self.generation += 1
         # Closing waits for the calls under way; nobody awaits it, so the task is held here.
         closing = asyncio.get_running_loop().create_task(old.close(_OLD_CHANNEL_GRACE.total_seconds()))
-        self._closing.add(closing)
-        closing.add_done_callback(self._closing.discard)
+        self._closing[closing] = old
+        closing.add_done_callback(lambda done: self._closing.pop(done, None))
         _log.info("channel.certificate_replaced", target=self._target, expires=material.expires)
 
     def _connect(self, material: TlsMaterial) -> grpc.aio.Channel:
@@ -141,8 +141,9 @@ class RotatingChannel(grpc.aio.Channel):
 
     @override
     async def close(self, grace: float | None = None) -> None:
-        for closing in list(self._closing):
+        for closing, old in list(self._closing.items()):
             closing.cancel()
+            await old.close(grace)
         await self._channel.close(grace)
 
     @override

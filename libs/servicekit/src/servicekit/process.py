@@ -52,7 +52,12 @@ def run(service: str, main: Main, *, telemetry: TelemetrySettings, metrics: Metr
         ),
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
-        runner.run(_run_until_stopped(main))
+        try:
+            runner.run(_run_until_stopped(main))
+        except Exception:  # noqa: BLE001 (as below)
+            # Python's own report would print the exception as it is, and a connection error may quote a password.
+            _log.exception("process.failed")
+            raise SystemExit(1) from None
 
 
 def announce_ready(*, grpc_port: int, admin_port: int) -> None:

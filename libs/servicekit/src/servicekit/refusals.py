@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
+import structlog
+
+_log = structlog.get_logger("servicekit.refusals")
+
 REFUSAL_WINDOW: Final = timedelta(seconds=10)
 
 # Callers are told apart by what their certificates say; past this many at once they are reported together.
@@ -45,7 +49,7 @@ class RefusalReporter:
             self._open[key] += 1
             return
         self._open[key] = 0
-        self._report(Refusal(caller=key[0], method=key[1], count=1))
+        self._tell(key, 1)
         asyncio.get_running_loop().call_later(self._window, self._close, key)
 
     def flush(self) -> None:
@@ -56,4 +60,12 @@ class RefusalReporter:
     def _close(self, key: tuple[str, str]) -> None:
         suppressed = self._open.pop(key, 0)
         if suppressed:
-            self._report(Refusal(caller=key[0], method=key[1], count=suppressed))
+            self._tell(key, suppressed)
+
+    def _tell(self, key: tuple[str, str], count: int) -> None:
+        refusal = Refusal(caller=key[0], method=key[1], count=count)
+        try:
+            self._report(refusal)
+        except Exception:  # noqa: BLE001 (as below)
+            # The call is refused all the same, and whoever reads the log learns what the audit does not have.
+            _log.exception("refusal.unreported", caller=refusal.caller, method=refusal.method, count=refusal.count)

@@ -192,6 +192,6 @@ def configure_logging(
     root.addHandler(_StandardHandler(renderer))
     root.setLevel(threshold)
     # asyncio in debug mode and some clients log the arguments of calls; secrets are among them.
-    for chatty in ("asyncio", "aiohttp.access", "httpx", "httpcore", "openai", "anthropic"):
+    for chatty in ("asyncio", "grpc", "aiohttp.access", "httpx", "httpcore", "openai", "anthropic"):
         logging.getLogger(chatty).setLevel(max(threshold, logging.WARNING))
     return writer

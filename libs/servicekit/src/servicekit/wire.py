@@ -21,6 +21,7 @@ from servicekit.errors import (
     CallerNotAllowedError,
     DeadlineExceededError,
     DomainError,
+    FieldViolation,
     InvalidArgumentError,
     OverloadedError,
     UnavailableError,
@@ -50,8 +51,12 @@ COMMON_ROWS: Final[Mapping[type[DomainError], WireError]] = {
 INTERNAL: Final = WireError(grpc.StatusCode.INTERNAL, "INTERNAL")
 
 # More details of an error, such as Router's OperationFailure, that only the service's own messages can carry.
-# An error that is no domain error is asked about too, as the `DomainError` that stands for everything unforeseen.
+# Of an error that is no domain error it is asked too, with a bare `DomainError` for everything unforeseen.
 DetailsOf = Callable[[DomainError], Sequence[Message]]
+
+# A status travels in the trailing metadata, in base 64, beside the message; gRPC begins to refuse those at 8 KiB.
+_STATUS_BYTES_MAX: Final = 4_000
+_TEXT_MAX: Final = 400
 
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -94,17 +99,18 @@ class ErrorTable:
         row = self._find(type(error))
         if row is None or not isinstance(error, DomainError):
             return self._opaque(request_id)
-        status = Status(code=row.code.value[0], message=error.message)
+        status = Status(code=row.code.value[0], message=_shortened(error.message))
         facts = {lower_camel(name): str(error.facts[name]) for name in row.metadata if name in error.facts}
         _pack(status, ErrorInfo(reason=row.reason, domain=self.domain, metadata=facts))
         if error.retry_after is not None:
             _pack(status, _retry_info(error.retry_after))
-        if error.violations:
-            _pack(status, _bad_request(error))
         if error.quota:
             _pack(status, _quota_failure(error))
         for detail in self._details_of(error) if self._details_of else ():
             _pack(status, detail)
+        if error.violations:
+            # Last, because it takes the room that is left.
+            _pack(status, _bad_request(error.violations, _STATUS_BYTES_MAX - status.ByteSize()))
         return status
 
     def _find(self, kind: type[Exception]) -> WireError | None:
@@ -240,12 +246,20 @@ def _retry_info(retry_after: timedelta) -> RetryInfo:
 
 
 # The stubs of google.rpc are older than its messages: `reason` and the quota's own fields exist at run time.
-def _bad_request(error: DomainError) -> BadRequest:
+def _bad_request(violations: Sequence[FieldViolation], bytes_max: int) -> BadRequest:
+    """Return as many of the violations as have room; one at least, because it names what to mend first."""
     found = BadRequest()
-    for each in error.violations:
-        violation = found.field_violations.add(field=each.field, description=each.description)
-        violation.reason = each.reason  # type: ignore[attr-defined]  # stubs lag
+    for each in violations:
+        violation = found.field_violations.add(field=each.field, description=_shortened(each.description))
+        violation.reason = each.reason  # type: ignore[attr-defined]  # as above
+        if found.ByteSize() > bytes_max and len(found.field_violations) > 1:
+            del found.field_violations[-1]
+            break
     return found
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _TEXT_MAX else text[: _TEXT_MAX - 1] + "…"
 
 
 def _quota_failure(error: DomainError) -> QuotaFailure:
