@@ -109,6 +109,7 @@ class MeteringClient(Admission):
         self._holder = holder
         self._limits = limits
         self._clock = clock
+        self._held: dict[str, ReserveItem] = {}
         self._timeout = limits.call_timeout.total_seconds()
         self._settle_wait = limits.settle_wait.total_seconds()
         self._batches: Coalescer[_Item, _Outcome] = Coalescer(
@@ -138,7 +139,8 @@ class MeteringClient(Admission):
                     raise
             else:
                 if isinstance(outcome, Grant):
-                    self._journal.open_holds += 1
+                    self._held[outcome.reservation_id] = asked.item
+                    self._journal.open_holds = len(self._held)
                     return outcome
                 if isinstance(outcome, FinalOutcome):
                     return outcome
@@ -162,7 +164,7 @@ class MeteringClient(Admission):
 
     @override
     def release_later(self, release: Release, /) -> None:
-        self._journal.open_holds -= 1
+        self._let_go(release.reserve, release.grant)
         self._release(release_item(release, holder=self._holder))
 
     @override
@@ -204,10 +206,15 @@ class MeteringClient(Admission):
         await self._batches.aclose()
 
     def _remember(self, charge: Charge) -> SettleItem:
-        self._journal.open_holds -= 1
-        item = settle_item(charge, holder=self._holder)
+        item = settle_item(charge, self._let_go(charge.reserve, charge.grant))
         self._journal.add_settlement(item)
         return item
+
+    def _let_go(self, reserve: Reserve, grant: Grant) -> ReserveItem:
+        """Return what was sent to take a hold that is being disposed of."""
+        asked = self._held.pop(grant.reservation_id, None)
+        self._journal.open_holds = len(self._held)
+        return asked if asked is not None else reserve_item(reserve, holder=self._holder)
 
     def _release(self, item: ReleaseItem) -> None:
         self._journal.add_release(item)

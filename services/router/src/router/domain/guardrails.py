@@ -4,6 +4,7 @@ The schema that vendors see stays within what all of them support (closed object
 it cannot say is checked here when the answer is read.
 """
 
+import functools
 import hashlib
 import re
 from dataclasses import dataclass, replace
@@ -146,13 +147,19 @@ def judging_call(request: GuardrailRequest, prompts: GuardrailPrompts, viability
     marker = hashlib.sha256(request.content.encode()).hexdigest()[:16]
     content = f"<<<content {marker}\n{request.content}\ncontent {marker}>>>"
     return ChatCall(
-        system=prompts.judge.fill({"policy": policy, "rule_ids": rule_ids}),
+        system=_instructions(prompts.judge, policy, rule_ids),
         messages=(Message(role=Role.USER, parts=(TextPart(text=content),)),),
         output_tokens_max=viability.output_tokens_max,
         schema=VERDICT_SCHEMA,
         effort=viability.effort,
         temperature=0.0,
     )
+
+
+@functools.lru_cache(maxsize=256)
+def _instructions(prompt: Prompt, policy: str, rule_ids: str) -> str:
+    # A platform judges most of its content by a handful of policies.
+    return prompt.fill({"policy": policy, "rule_ids": rule_ids})
 
 
 def repairing_call(call: ChatCall, *, answer: str, problem: str, prompts: GuardrailPrompts) -> ChatCall:

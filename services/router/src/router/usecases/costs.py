@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from router.domain.bounds import chat_bound, embed_bound
 from router.domain.pricing import PriceUnknownError as NoPriceError
+from router.domain.pricing import UnitPrices as UnitPricesOfTokens
 from router.domain.pricing import ceiling, chooses_upstreams, cost_of_call
 from router.domain.receipts import CostSource, PricedModel, PricedUsage, UnitPrices, UsageSource
 from router.domain.refusals import PriceUnknownError
@@ -53,6 +54,7 @@ class Costs:
         self._catalogue = catalogue
         self._clock = clock
         self._kept: dict[_PriceKey, ModelPrice] = {}
+        self._dearest_kept: dict[tuple[str, str, str], tuple[ModelPrice, UnitPricesOfTokens]] = {}
         self._kept_until = float("-inf")
 
     def estimate_chat(self, call: ChatCall, route: Route, request: WireRequest, *, output_tokens_min: int) -> Estimate:
@@ -107,7 +109,7 @@ class Costs:
         )
 
     def _estimate(self, bound: TokenBound, route: Route, *, output_tokens_min: int) -> Estimate:
-        prices = self._dearest(route).dearest
+        prices = self._dearest_units(route)
         return Estimate(
             input_tokens=bound.input_tokens,
             fixed_cost_nano_usd=-(-bound.input_tokens * prices.dearest_input // _MTOK) + prices.request,
@@ -115,6 +117,14 @@ class Costs:
             output_tokens_min=output_tokens_min,
             output_tokens_max=bound.output_tokens,
         )
+
+    def _dearest_units(self, route: Route) -> UnitPricesOfTokens:
+        key = (route.provider, route.base_url, route.model.model_id)
+        price = self._dearest(route)
+        found = self._dearest_kept.get(key)
+        if found is None or found[0] is not price:
+            found = self._dearest_kept[key] = (price, price.dearest)
+        return found[1]
 
     def _dearest(self, route: Route) -> ModelPrice:
         key = (route.provider, route.base_url, route.model.model_id, "", None, None)
@@ -146,6 +156,7 @@ class Costs:
         if now >= self._kept_until or len(self._kept) >= _PRICES_KEPT_MAX:
             # Prices change by the hour at some vendors, never within a call.
             self._kept.clear()
+            self._dearest_kept.clear()
             self._kept_until = now + _PRICES_KEPT.total_seconds()
         return self._kept
 

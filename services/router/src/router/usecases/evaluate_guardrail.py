@@ -124,17 +124,21 @@ class EvaluateGuardrail:
         raise refusal
 
     async def _conclude(self, run: Run, paid: Paid[Completion], judgement: Judgement) -> GuardrailAnswer:
+        # Kept as settled, which it is by the time that anybody could ask for it again.
         receipt = run.receipt(
             paid.reserve.attribution,
             model=paid.value.model or paid.route.model.model_id,
             now=self._clock.monotonic(),
             finish_reason=paid.value.finish_reason,
+            settlement=Settlement.SETTLED,
         )
         answer = GuardrailAnswer(judgement=judgement, prompt_version=self._prompts.version, receipt=receipt)
         sealed = self._seal.seal(
             encode_kept(KeptGuardrail(answer=answer)), request_id=run.request_id, agent_id=run.agent_id
         )
         await self._calls.settle(run, paid, is_final=True, sealed_answer=sealed)
+        if run.settlement is Settlement.SETTLED:
+            return answer
         return replace(answer, receipt=replace(receipt, settlement=run.settlement))
 
 

@@ -78,8 +78,16 @@ class Run:
                 )
             )
 
-    def receipt(self, attribution: Attribution, *, model: str, now: float, finish_reason: FinishReason) -> Receipt:
-        """Return who paid for what, once the operation has succeeded."""
+    def receipt(
+        self,
+        attribution: Attribution,
+        *,
+        model: str,
+        now: float,
+        finish_reason: FinishReason,
+        settlement: Settlement | None = None,
+    ) -> Receipt:
+        """Return who paid for what, once the operation has succeeded; the settlement as it stands, unless it is given."""
         return Receipt(
             payer=attribution.payer,
             payer_rule=self.payer_rule,
@@ -88,7 +96,7 @@ class Run:
             provider=attribution.provider,
             model=model,
             usage=self.usage,
-            settlement=self.settlement,
+            settlement=settlement or self.settlement,
             reservation_ids=tuple(self.reservation_ids),
             attempts=self.calls,
             latency=timedelta(seconds=now - self.start),
