@@ -37,6 +37,7 @@ from catalogue.models import (
 
 _SNAPSHOT_SUFFIX: Final = re.compile(r"(-\d{4}-\d{2}-\d{2}|-\d{8}|@\d{8}|-latest)$")
 _KEY_BYTES_MAX: Final = 512
+_OVERHEADS_KEPT_MAX: Final = 4_096
 _T = TypeVar("_T")
 
 
@@ -64,6 +65,8 @@ class Catalogue:
             provider.slug: [re.compile(key.pattern.encode()) for key in provider.key_patterns] for provider in providers
         }
         self._overheads = overheads
+        # Asked for with every call, and the rows never change.
+        self._overheads_of = functools.lru_cache(maxsize=_OVERHEADS_KEPT_MAX)(self._find_overheads)
         self._images = images or {}
 
     @property
@@ -184,6 +187,9 @@ class Catalogue:
 
     def overheads(self, provider: str, model_id: str) -> Overhead:
         """Return the reviewed overhead of a model: the most specific row."""
+        return self._overheads_of(provider, model_id)
+
+    def _find_overheads(self, provider: str, model_id: str) -> Overhead:
         rows = [row for row in self._overheads if row.provider in (provider, "*") and _begins(model_id, row)]
         return max(rows, key=lambda row: (row.provider != "*", len(row.model_prefix)))
 
