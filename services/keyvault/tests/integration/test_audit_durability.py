@@ -133,8 +133,11 @@ async def test_the_database_going_away_is_unavailable_and_comes_back(vault: Vaul
 async def test_an_entry_that_cannot_be_read_ends_what_is_cached(vault: Vault) -> None:
     """Watchers are not told that nothing changed: the replica is not ready, and gives no echo."""
     assert await _is_ready(vault)
-    await vault.forge("UPDATE audit_head SET last_index = last_index + 1")
-    await vault.forge("INSERT INTO audit_entries SELECT last_index, 1, 'no leaf', sha256('x') FROM audit_head")
+    # Head and entry in one transaction, as the append function writes them: else a reader may pass between the two.
+    await vault.forge(
+        "WITH head AS (UPDATE audit_head SET last_index = last_index + 1 RETURNING last_index) "
+        "INSERT INTO audit_entries SELECT last_index, 1, 'no leaf', sha256('x') FROM head"
+    )
     await eventually(lambda: _is_ready(vault), lambda is_ready: not is_ready)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Final
 
 from typing_extensions import override
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from catalogue.book import Catalogue
     from keyvault.domain.leases import EmbeddingSpace
 
+_ANSWERS_MAX: Final = 4096
 _OPERATIONS: Final = {operation: CatalogueOperation(operation.name.lower()) for operation in Operation}
 
 
@@ -26,6 +28,8 @@ class CatalogueCapabilities(Capabilities):
     def __init__(self, catalogue: Catalogue) -> None:
         """Ask `catalogue`."""
         self._catalogue = catalogue
+        # Asked for every candidate of every lease; the catalogue does not change while a process lives.
+        self._can_serve = functools.lru_cache(maxsize=_ANSWERS_MAX)(self._look_up)
 
     @override
     def provider(self, slug: str) -> ProviderTerms | None:
@@ -59,14 +63,24 @@ class CatalogueCapabilities(Capabilities):
 
     @override
     def can_serve(self, key: ProviderKey, operation: Operation, space: EmbeddingSpace | None) -> bool:
-        vendor = self._catalogue.vendor_of(key.provider, key.base_url)
-        route = key.route(operation)
+        return self._can_serve(key.provider, key.base_url, operation, key.route(operation), space)
+
+    def _look_up(
+        self,
+        provider: str,
+        base_url: str,
+        operation: Operation,
+        mapped: OperationRoute | None,
+        space: EmbeddingSpace | None,
+    ) -> bool:
+        vendor = self._catalogue.vendor_of(provider, base_url)
+        route = mapped
         if route is None:
             default = self._catalogue.default_model(vendor, _OPERATIONS[operation])
             if default is None:
                 return False
             route = OperationRoute(operation=operation, model=default)
-        if self.why_unable(key.provider, key.base_url, route):
+        if self.why_unable(provider, base_url, route):
             return False
         return space is None or self._serves_space(vendor, route, space)
 

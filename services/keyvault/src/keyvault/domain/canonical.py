@@ -12,11 +12,12 @@ length, no two different lists of fields give the same bytes; joined strings and
 
 from __future__ import annotations
 
+import functools
 import struct
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
 Field = str | bytes | int
 
@@ -32,14 +33,20 @@ class CanonicalFormError(ValueError):
     """Bytes that are not the canonical form of any list of fields."""
 
 
-def encode_fields(label: str, fields: Iterable[Field]) -> bytes:
+def encode_fields(label: str, fields: Sequence[Field]) -> bytes:
     """Return the canonical bytes of `fields` under `label`."""
-    encoded = [_field_bytes(field) for field in fields]
-    name = label.encode("ascii")
-    parts = [_U16.pack(len(name)), name, _U16.pack(len(encoded))]
-    for field in encoded:
-        parts.append(_U32.pack(len(field)))
-        parts.append(field)
+    parts = [_head(label), _U16.pack(len(fields))]
+    for field in fields:
+        if isinstance(field, str):
+            encoded = field.encode()
+        elif isinstance(field, bytes):
+            encoded = field
+        else:
+            encoded = _I64.pack(field)
+        if len(encoded) > FIELD_BYTES_MAX:
+            raise CanonicalFormError("a field is too long to be authenticated")
+        parts.append(_U32.pack(len(encoded)))
+        parts.append(encoded)
     return b"".join(parts)
 
 
@@ -49,8 +56,7 @@ def decode_fields(label: str, encoded: bytes) -> list[bytes]:
     Raises:
         CanonicalFormError: another label, a cut or an over-long encoding.
     """
-    name = label.encode("ascii")
-    head = _U16.pack(len(name)) + name
+    head = _head(label)
     if not encoded.startswith(head):
         message = "the record carries another label"
         raise CanonicalFormError(message)
@@ -115,17 +121,10 @@ def field_int(field: bytes) -> int:
     return int(_I64.unpack(field)[0])
 
 
-def _field_bytes(field: Field) -> bytes:
-    if isinstance(field, str):
-        encoded = field.encode()
-    elif isinstance(field, int):
-        encoded = _I64.pack(field)
-    else:
-        encoded = bytes(field)
-    if len(encoded) > FIELD_BYTES_MAX:
-        message = "a field is too long to be authenticated"
-        raise CanonicalFormError(message)
-    return encoded
+@functools.cache
+def _head(label: str) -> bytes:
+    name = label.encode("ascii")
+    return _U16.pack(len(name)) + name
 
 
 def _read_fields(encoded: bytes, start: int) -> tuple[list[bytes], int]:
