@@ -1,0 +1,120 @@
+"""Secrets that are sealed before they are sent: they open for one owner, provider, URL and request."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
+
+from byok.keyvault.v1 import key_service_pb2
+from services.keyvault.tests.integration.vault import (
+    SECRET,
+    SUITE,
+    create_request,
+    name,
+    new_id,
+    owner,
+    refusal,
+    validation_item,
+)
+
+if TYPE_CHECKING:
+    from services.keyvault.tests.integration.vault import Vault
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+
+async def sealed(vault: Vault, secret: bytes, bound_to: dict[str, str]) -> key_service_pb2.SealedSecret:
+    """Seal a secret as a browser would, by what GetSubmissionKey says."""
+    key = await (await vault.keys()).GetSubmissionKey(key_service_pb2.GetSubmissionKeyRequest())
+    parts = (
+        "byok.submission.v1",
+        key.deployment,
+        bound_to["owner"],
+        bound_to["provider"],
+        bound_to["base_url"],
+        bound_to["request_id"],
+        key.submission_key_id,
+    )
+    info = b"".join(len(part.encode()).to_bytes(4, "big") + part.encode() for part in parts)
+    ciphertext = SUITE.encrypt(secret, X25519PublicKey.from_public_bytes(key.public_key), info)
+    return key_service_pb2.SealedSecret(submission_key_id=key.submission_key_id, ciphertext=ciphertext)
+
+
+def binding() -> dict[str, str]:
+    """Return what a submission is bound to."""
+    return {"owner": name("owner"), "provider": "anthropic", "base_url": "", "request_id": new_id()}
+
+
+async def test_a_sealed_secret_is_stored_like_a_plain_one(shared_vault: Vault) -> None:
+    """Trimmed, fingerprinted, leased; and the same request with a fresh seal of the same secret is the same request."""
+    keys, router = await shared_vault.keys(), await shared_vault.router()
+    bound = binding()
+    request = create_request(
+        acting_for=owner(bound["owner"]),
+        request_id=bound["request_id"],
+        sealed=await sealed(shared_vault, SECRET + b"\n", bound),
+    )
+    created = await keys.CreateKey(request)
+    assert [each.field for each in created.adjustments] == ["sealed"]
+    leased = await router.acquire(validation_item(created.key.key_id, bound["owner"]))
+    assert router.open(leased)[0].secret == SECRET
+    request.sealed.CopyFrom(await sealed(shared_vault, SECRET, bound))
+    assert (await keys.CreateKey(request)).key == created.key
+    request.sealed.CopyFrom(await sealed(shared_vault, SECRET + b"2", bound))
+    assert (await refusal(keys.CreateKey(request))).reason == "REQUEST_ID_REUSED"
+
+
+@pytest.mark.parametrize("changed", ["owner", "provider", "base_url", "request_id"])
+async def test_a_sealed_secret_opens_for_what_it_was_sealed_for(shared_vault: Vault, changed: str) -> None:
+    """A blob that is taken to another owner, provider, base URL or request does not open."""
+    keys = await shared_vault.keys()
+    bound = binding()
+    blob = await sealed(shared_vault, SECRET, bound)
+    moved = (
+        bound
+        | {
+            "owner": {"owner": name("owner")},
+            "provider": {"provider": "openai_compatible", "base_url": "https://api.example.com"},
+            "base_url": {"base_url": "https://api.anthropic.com"},
+            "request_id": {"request_id": new_id()},
+        }[changed]
+    )
+    request = create_request(
+        acting_for=owner(moved["owner"]),
+        provider=moved["provider"],
+        base_url=moved["base_url"],
+        request_id=moved["request_id"],
+        sealed=blob,
+    )
+    error = await refusal(keys.CreateKey(request))
+    assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "SEALED_SECRET_INVALID")
+
+
+@pytest.mark.parametrize("key_id", ["", "submission-2", "submission-", "submission-x", "submission-" + "9" * 40])
+async def test_an_unknown_submission_key_is_refused(shared_vault: Vault, key_id: str) -> None:
+    """The owner is told to read the key again."""
+    keys = await shared_vault.keys()
+    blob = key_service_pb2.SealedSecret(submission_key_id=key_id, ciphertext=b"x" * 80)
+    error = await refusal(keys.CreateKey(create_request(sealed=blob)))
+    assert error.reason == "SEALED_SECRET_INVALID"
+    assert "GetSubmissionKey" in error.message
+
+
+@pytest.mark.parametrize(
+    ("secret", "reason"), [(b" ", "SECRET_EMPTY"), (b"gsk_" + b"a" * 52, "SECRET_OF_ANOTHER_VENDOR")]
+)
+async def test_what_is_sealed_is_judged_like_a_plain_secret(shared_vault: Vault, secret: bytes, reason: str) -> None:
+    """Sealing hides a secret from the way, not from the checks."""
+    keys = await shared_vault.keys()
+    bound = binding()
+    request: Any = create_request(
+        acting_for=owner(bound["owner"]),
+        request_id=bound["request_id"],
+        sealed=await sealed(shared_vault, secret, bound),
+    )
+    error = await refusal(keys.CreateKey(request))
+    assert error.reason == "INVALID_ARGUMENT"
+    assert any(reason.encode() in detail.value for detail in error.details)
