@@ -1,6 +1,7 @@
 """What a guardrail evaluation answers, and what it does with money and keys when something fails."""
 
 import asyncio
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -336,6 +337,17 @@ async def test_a_rejected_key_is_named_rather_than_a_missing_one(bench: Workbenc
     bench.provider.script = [failure(401, "invalid_api_key")]
     with pytest.raises(ProviderKeyRejectedError):
         await bench.evaluate_guardrail(bench.guardrail(), deadline=bench.deadline)
+
+
+async def test_a_key_that_cools_down_is_a_rate_limit_and_no_missing_key(bench: Workbench) -> None:
+    """The caller is told when to come back, not to add another key."""
+    bench.keys.leases = []
+    bench.keys.missing = replace(bench.no_key(PlatformCause.NO_USABLE_KEY), retry_after=timedelta(seconds=7))
+    with pytest.raises(ProviderRateLimitedError) as refused:
+        await bench.evaluate_guardrail(bench.guardrail(), deadline=bench.deadline)
+    assert refused.value.retry_after == timedelta(seconds=7)
+    assert refused.value.retryable
+    assert bench.provider.requests == []
 
 
 async def test_an_agent_that_nobody_registered_is_a_typed_error(bench: Workbench) -> None:

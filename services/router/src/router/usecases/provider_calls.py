@@ -23,6 +23,7 @@ from router.domain.refusals import (
     EmbeddingSpaceUnavailableError,
     KeyRequiredError,
     LeaseEndedError,
+    ProviderRateLimitedError,
     RouterError,
     SuiteUnavailableError,
     refusal_of,
@@ -45,6 +46,10 @@ if TYPE_CHECKING:
 
 Value_co = TypeVar("Value_co", covariant=True)
 Classify: TypeAlias = "Callable[[WireResponse], errors.ProviderError]"
+
+
+# That the keys which exist failed says more than that there is no other one.
+_NO_OTHER_KEY: Final = (KeyRequiredError, EmbeddingSpaceUnavailableError, ProviderRateLimitedError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,8 +239,7 @@ class ProviderCalls:
             if run.call_index == 0:
                 # A key that was revoked since must not hide an answer that has been paid for.
                 await self._raise_if_final(run)
-            if failure is not None and isinstance(error, KeyRequiredError | EmbeddingSpaceUnavailableError):
-                # That the keys which exist failed says more than that there is no other one.
+            if failure is not None and isinstance(error, _NO_OTHER_KEY):
                 raise failure from None
             raise
 
@@ -467,7 +471,10 @@ class ProviderCalls:
 def _no_key(query: LeaseQuery, missing: NoKey) -> RouterError:
     if query.required_space is not None and missing.cause is PlatformCause.NO_KEY_FOR_OPERATION:
         return EmbeddingSpaceUnavailableError(space=query.required_space.name)
-    return KeyRequiredError(cause=missing.cause, retry_after=missing.retry_after)
+    if missing.retry_after is not None:
+        # There is a key that will do; its provider has asked to wait. To add another is not what the owner must do.
+        return ProviderRateLimitedError(provider="", retry_after=missing.retry_after)
+    return KeyRequiredError(cause=missing.cause)
 
 
 def _charge_of(paid: Paid[object], *, is_final: bool, sealed_answer: bytes = b"") -> Charge:
