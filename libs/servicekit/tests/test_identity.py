@@ -25,7 +25,7 @@ _RPC = "byok.keyvault.v1.LeaseService/AcquireLeases"
         pytest.param(f'{_ROLES}[allow]\n"{_RPC}" = [""]', "must be a list of names", id="an empty name"),
         pytest.param(_ROLES, "lacks the table [allow]", id="no allow"),
         pytest.param(f'[allow]\n"{_RPC}" = []', "lacks the table [roles]", id="no roles"),
-        pytest.param(f"{_ROLES}[allow]\n[alow]\n", "unknown tables: alow", id="a misspelt table"),
+        pytest.param(f"{_ROLES}[allow]\n[permit]\n", "unknown tables: permit", id="a misspelt table"),
         pytest.param("[roles", "not TOML", id="not TOML"),
     ],
 )
