@@ -18,7 +18,7 @@ from keyvault.adapters.postgres.authority import PostgresAuthority
 from keyvault.adapters.postgres.feed import PostgresFeed, PostgresWatcherRegistry
 from keyvault.adapters.postgres.keyring import PostgresKeyringStore
 from keyvault.adapters.postgres.pool import Database, PostgresOptions, open_database
-from keyvault.adapters.postgres.schema import check_schema, migrate
+from keyvault.adapters.postgres.schema import check_schema, grant, migrate
 from keyvault.adapters.root_keys.file import read_root_key
 from keyvault.api.errors import ERRORS
 from keyvault.api.key_servicer import KeyServicer, KeyUseCases
@@ -89,9 +89,13 @@ def _announce(grpc_port: int, admin_port: int) -> None:
 
 
 async def apply_migrations(settings: Settings) -> None:
-    """Bring the database to the schema of this release."""
+    """Bring the database to the schema of this release, and grant the serving role what it needs."""
     for name in await migrate(settings.postgres.dsn.get_secret_value()):
         _log.info("schema.migrated", migration=name)
+    role = settings.postgres.serving_role
+    if role is not None:
+        await grant(settings.postgres.dsn.get_secret_value(), role)
+        _log.info("schema.granted", role=role)
 
 
 async def serve(

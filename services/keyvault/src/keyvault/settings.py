@@ -25,6 +25,8 @@ class PostgresSettings(SettingsGroup):
     """Where it is, with the password; a pooler in transaction mode may stand before it."""
     session_dsn: SecretStr | None = None
     """Where a session can be had, for LISTEN, when `dsn` names a pooler. Unset: `dsn`."""
+    serving_role: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]{0,62}$")] | None = None
+    """The role that `serve` connects as; `migrate`, run by the schema's owner, grants it what it needs and no more."""
     pool_min: Annotated[int, Field(ge=1)] = 2
     pool_max: Annotated[int, Field(ge=1, le=200)] = 8
     """Connections of one replica; replicas × this must fit into max_connections."""

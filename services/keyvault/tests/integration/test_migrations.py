@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
+from pydantic import SecretStr
 
 from keyvault.adapters.postgres.schema import migrate, shipped_migrations
+from keyvault.app import apply_migrations
 from keyvault.domain.errors import RootKeyUnusableError, SchemaNotReadyError
-from keyvault.settings import RootKeySettings
-from services.keyvault.tests.integration.vault import SECRET, Vault, agent_item
+from keyvault.settings import PostgresSettings, RootKeySettings
+from services.keyvault.tests.integration.vault import SECRET, Vault, agent_item, revoke_request
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -20,6 +24,21 @@ if TYPE_CHECKING:
     from keyvault.settings import Settings
     from testkit.pki import ThrowawayCa
 
+REWRITES = [
+    "UPDATE audit_entries SET kind = 102",
+    "DELETE FROM audit_entries",
+    "TRUNCATE audit_entries",
+    "DELETE FROM audit_head",
+    "UPDATE agent_ai_keys SET state = 2",
+    "DELETE FROM agent_ai_keys",
+    "UPDATE agent_bindings SET owner_id = 'x'",
+    "DELETE FROM agent_bindings",
+    "DELETE FROM keyring_keys",
+    "UPDATE keyring_keys SET wrapped_key = 'x'",
+    "ALTER TABLE audit_entries DISABLE TRIGGER ALL",
+    "SET session_replication_role = replica",
+    "CREATE OR REPLACE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'",
+]
 NAMES = [migration.name for migration in shipped_migrations()]
 
 
@@ -74,3 +93,39 @@ async def test_another_root_key_does_not_serve(
     replica = await start_vault()
     router = await replica.router()
     assert router.open(await router.acquire(agent_item()))[0].secret == SECRET
+
+
+async def test_the_serving_role_can_append_and_nothing_more(
+    migrated_dsn: str, throwaway_ca: ThrowawayCa, vault_settings: Callable[..., Settings]
+) -> None:
+    """Served by a role of its own, everything works; that role rewrites neither the log nor authority."""
+    role = f"serving_{uuid.uuid4().hex}"
+    owner = await asyncpg.connect(migrated_dsn)
+    await owner.execute(f"CREATE ROLE {role} LOGIN")
+    await apply_migrations(vault_settings(migrated_dsn, postgres=_as(migrated_dsn, serving_role=role)))
+    try:
+        async with Vault(vault_settings(_dsn_of(migrated_dsn, role)), throwaway_ca, migrated_dsn).running() as vault:
+            await vault.bind()
+            key = await vault.working_key()
+            router = await vault.router()
+            assert router.open(await router.acquire(agent_item()))[0].secret == SECRET
+            await (await vault.keys()).RevokeKey(revoke_request(key.key_id))
+        served = await asyncpg.connect(_dsn_of(migrated_dsn, role))
+        for edit in REWRITES:
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await served.execute(edit)
+        await served.close()
+    finally:
+        await owner.execute(f"DROP OWNED BY {role}")
+        await owner.execute(f"DROP ROLE {role}")
+        await owner.close()
+
+
+def _as(dsn: str, **fields: str) -> PostgresSettings:
+    return PostgresSettings(dsn=SecretStr(dsn), pool_max=4, **fields)  # type: ignore[arg-type]  # names of roles
+
+
+def _dsn_of(dsn: str, role: str) -> str:
+    parts = urlsplit(dsn)
+    place = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{role}@{place}"))

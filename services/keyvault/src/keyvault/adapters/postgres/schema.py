@@ -37,6 +37,20 @@ CREATE TABLE IF NOT EXISTS schema_migrations (
 """
 
 
+# Locking a row FOR SHARE or FOR UPDATE takes the right to update one of its columns.
+_GRANTS: Final = {
+    "schema_migrations": "SELECT",
+    "audit_head": "SELECT, UPDATE (last_index)",
+    "audit_entries": "SELECT, INSERT",
+    "agent_ai_keys": "SELECT, INSERT, UPDATE (superseded_index)",
+    "agent_bindings": "SELECT, INSERT, UPDATE (superseded_index)",
+    "agent_ai_key_secrets": "SELECT, INSERT, UPDATE, DELETE",
+    "keyring_keys": "SELECT, INSERT, UPDATE (state)",
+    "requests": "SELECT, INSERT, DELETE",
+    "watchers": "SELECT, INSERT, UPDATE, DELETE",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Migration:
     """One file."""
@@ -70,14 +84,30 @@ async def migrate(dsn: str) -> Sequence[str]:
         UnavailableError: the database cannot be reached, or a migration failed; nothing of that one was applied.
         SchemaNotReadyError: an applied file was changed, or the database is of a newer release.
     """
-    try:
-        connection = await asyncpg.connect(dsn)
-    except FAILURES as error:
-        raise UnavailableError("the database cannot be reached", failure=type(error).__name__) from error
+    connection = await _connect(dsn)
     try:
         return [migration.name for migration in shipped_migrations() if await _apply(connection, migration)]
     except FAILURES as error:
         raise UnavailableError("a migration failed and was rolled back", failure=type(error).__name__) from error
+    finally:
+        await connection.close()
+
+
+async def grant(dsn: str, role: str) -> None:
+    """Let `role` do what a serving process does, and no more: it can rewrite neither the log nor authority.
+
+    Raises:
+        UnavailableError: the database cannot be reached, or there is no such role.
+    """
+    connection = await _connect(dsn)
+    try:
+        async with connection.transaction():
+            await connection.execute(f'GRANT USAGE ON SCHEMA public TO "{role}"')
+            for table, privileges in _GRANTS.items():
+                await connection.execute(f'REVOKE ALL ON {table} FROM "{role}"')
+                await connection.execute(f'GRANT {privileges} ON {table} TO "{role}"')
+    except FAILURES as error:
+        raise UnavailableError("the grants failed and were rolled back", failure=type(error).__name__) from error
     finally:
         await connection.close()
 
@@ -94,6 +124,13 @@ async def check_schema(database: Database) -> None:
                 "the database lacks a migration; run: python -m keyvault migrate", version=migration.version
             )
         _ensure_unchanged(migration, applied[migration.version])
+
+
+async def _connect(dsn: str) -> asyncpg.Connection[asyncpg.Record]:
+    try:
+        return await asyncpg.connect(dsn)
+    except FAILURES as error:
+        raise UnavailableError("the database cannot be reached", failure=type(error).__name__) from error
 
 
 async def _apply(connection: asyncpg.Connection[asyncpg.Record], migration: Migration) -> bool:
