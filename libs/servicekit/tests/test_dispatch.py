@@ -11,10 +11,13 @@ from typing import Any
 import grpc
 import pytest
 import structlog
+from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, QuotaFailure, RetryInfo
 
 from byok.keyvault.v1 import lease_service_pb2 as pb
-from servicekit.calls import call_deadline, current_call
+from byok.router.v1.operation_service_pb2 import EvaluateGuardrailRequest, OperationContext
+from servicekit.calls import InboundCall, call_deadline, current_call
+from servicekit.dispatch import _request_id
 from servicekit.errors import (
     DeadlineExceededError,
     DomainError,
@@ -146,20 +149,33 @@ async def test_an_unknown_error_is_opaque_and_has_a_request_id(serve: Serve, log
     assert _CANARY not in json.dumps(event)
 
 
-async def test_the_request_id_of_the_request_is_the_one_reported(serve: Serve, log: Callable[[], Any]) -> None:
-    """A request that names itself is found by that name."""
+@pytest.mark.parametrize(
+    ("request_message", "request_id"),
+    [
+        pytest.param(pb.ReportValidationRequest(request_id="r1"), "r1", id="in itself"),
+        pytest.param(EvaluateGuardrailRequest(context=OperationContext(request_id="r2")), "r2", id="in its context"),
+        pytest.param(pb.AcquireLeasesRequest(), "", id="none"),
+        pytest.param(pb.ReportValidationRequest(request_id="r" * 1_000), "r" * 64, id="far too long"),
+    ],
+)
+def test_a_request_is_known_by_the_id_it_carries(request_message: Message, request_id: str) -> None:
+    """What a call is found by in the log is what its caller named it, cut to what an id can be."""
+    assert _request_id(request_message) == request_id
+
+
+async def test_a_servicer_knows_the_call_it_serves(serve: Serve) -> None:
+    """Inside a call its method can be asked for; outside there is none."""
     served = await serve()
-    seen: list[str] = []
+    seen: list[InboundCall | None] = []
 
     async def behave(_request: Any) -> pb.AcquireLeasesResponse:
-        call = current_call()
-        assert call is not None
-        seen.append(call.method)
-        raise RuntimeError
+        seen.append(current_call())
+        return pb.AcquireLeasesResponse()
 
     served.servicer.behavior = behave
-    await _failure(served)
-    assert seen == [f"/{_RPC}"]
+    await (await served.stub()).AcquireLeases(pb.AcquireLeasesRequest())
+    assert [call.method for call in seen if call] == [f"/{_RPC}"]
+    assert current_call() is None
 
 
 async def test_the_deadline_is_shaved_so_that_our_error_arrives(serve: Serve) -> None:
