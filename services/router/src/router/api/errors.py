@@ -122,6 +122,9 @@ def _details_of(error: DomainError) -> Sequence[Message]:
     if type(error) is DomainError:
         # It stands for everything unforeseen: what had been charged by then is not known here.
         return (pb.OperationFailure(disposition=pb.DISPOSITION_HOLD),)
+    if isinstance(error, DeadlineExceededError) and getattr(error, "report", None) is None:
+        # The call was cut off in the middle; its hold stands until it is known what the provider has charged for.
+        return (pb.OperationFailure(disposition=pb.DISPOSITION_HOLD, retryable=True),)
     return (failure_message(error),)
 
 
