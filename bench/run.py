@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -82,6 +83,7 @@ async def measure(names: list[str], *, is_quick: bool) -> tuple[list[Row], list[
             suite = await stack.enter_async_context(open_suite(room))
             for name in names:
                 _say(f"measuring {name}")
+                began = time.perf_counter()
                 try:
                     async with AsyncExitStack() as part:
                         room.stack = part
@@ -90,6 +92,7 @@ async def measure(names: list[str], *, is_quick: bool) -> tuple[list[Row], list[
                     failures.append(f"{name}: {error}")
                 finally:
                     room.groups.pop("drivers", None)
+                    _say(f"{name} took {time.perf_counter() - began:.0f} s")
     return rows, failures
 
 
