@@ -37,7 +37,8 @@ from router.usecases.activity import Activity
 from router.usecases.costs import Costs
 from router.usecases.evaluate_guardrail import EvaluateGuardrail
 from router.usecases.generate_embeddings import GenerateEmbeddings
-from router.usecases.provider_calls import CallLimits, ProviderCalls
+from router.usecases.paid_calls import CallLimits
+from router.usecases.provider_calls import ProviderCalls
 from router.usecases.questions import Vendors
 from router.usecases.validate_key import ValidateKey
 from servicekit.admin import AdminServer

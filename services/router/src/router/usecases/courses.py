@@ -8,7 +8,7 @@ from router.domain.answers import decode_kept
 from router.domain.receipts import FailureReport, Settlement
 from router.domain.refusals import AnswerNotKeptError, RouterError
 from router.usecases.joining import InFlightOperations
-from router.usecases.provider_calls import AlreadyFinal
+from router.usecases.paid_calls import AlreadyFinal
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

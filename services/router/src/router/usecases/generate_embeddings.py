@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from router.domain.operations import EmbeddingRequest
     from router.ports import AnswerSeal
     from router.usecases.activity import Activity
-    from router.usecases.provider_calls import Paid, ProviderCalls
+    from router.usecases.paid_calls import Paid
+    from router.usecases.provider_calls import ProviderCalls
     from router.usecases.questions import Vendors
     from servicekit.clock import Clock
 

@@ -10,14 +10,14 @@ Whatever ends an attempt, its hold is disposed of exactly once: settled, release
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from catalogue.models import Operation
 from router.domain import errors
-from router.domain.leases import Account, Lease, LeaseQuery, NoKey, Outcome, OutcomeKind, Payer, PlatformCause
-from router.domain.receipts import PricedUsage, Settlement
+from router.domain.leases import Lease, LeaseQuery, NoKey, Outcome, OutcomeKind, PlatformCause
+from router.domain.receipts import Settlement
 from router.domain.refusals import (
     EgressForbiddenError,
     EmbeddingSpaceUnavailableError,
@@ -28,130 +28,27 @@ from router.domain.refusals import (
     SuiteUnavailableError,
     refusal_of,
 )
-from router.domain.reservations import Attribution, Charge, Estimate, FinalOutcome, Grant, Release, Reserve
-from router.domain.routes import Route
+from router.domain.reservations import Attribution, Estimate, FinalOutcome, Reserve
 from router.ports import Attempt
+from router.usecases.paid_calls import AlreadyFinal, Funding, Held, Paid, Question, Value_co
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from catalogue.models import EmbeddingSpace
+    from router.domain.routes import Route
     from router.domain.selection import RouteSelection
-    from router.domain.usage import Usage
     from router.domain.wire import WireRequest, WireResponse
     from router.ports import Admission, KeyAuthority, ProviderTransport
     from router.usecases.activity import Activity
+    from router.usecases.paid_calls import CallLimits
     from router.usecases.runs import Run
     from servicekit.clock import Clock
 
-Value_co = TypeVar("Value_co", covariant=True)
 Classify: TypeAlias = "Callable[[WireResponse], errors.ProviderError]"
 
 
 # That the keys which exist failed says more than that there is no other one.
 _NO_OTHER_KEY: Final = (KeyRequiredError, EmbeddingSpaceUnavailableError, ProviderRateLimitedError)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallLimits:
-    """Bounds of an operation's provider calls.
-
-    Attributes:
-        attempt_timeout: How long one attempt may take.
-        attempts_max: Attempts of one question, over all candidates.
-        candidates_max: Keys tried for one question.
-        lease_losses_max: How often a lease may end before its first byte.
-        settle_margin: Kept free at the end of the deadline to settle and to answer.
-        hold_margin: How much longer than the deadline a hold stands.
-        hold_ttl_max: The longest hold.
-    """
-
-    attempt_timeout: timedelta
-    attempts_max: int
-    candidates_max: int
-    lease_losses_max: int
-    settle_margin: timedelta
-    hold_margin: timedelta
-    hold_ttl_max: timedelta
-
-
-class Question(Protocol[Value_co]):
-    """What is asked of a provider, in a form that any route can be asked."""
-
-    @property
-    def operation(self) -> Operation:
-        """Return the operation whose mapping and requirements choose the model."""
-        ...
-
-    @property
-    def required_space(self) -> EmbeddingSpace | None:
-        """Return the embedding space that the route must serve."""
-        ...
-
-    def build(self, route: Route, output_tokens: int | None, /) -> WireRequest:
-        """Return the request, with at most so much output; unset, with the most that makes sense."""
-        ...
-
-    def estimate(self, route: Route, request: WireRequest, /) -> Estimate:
-        """Return the most that the call can use.
-
-        Raises:
-            PriceUnknownError: No price is known, so that no cap could hold.
-        """
-        ...
-
-    def read(self, response: WireResponse, route: Route, /) -> tuple[Value_co, PricedUsage | None]:
-        """Return the answer and what it consumed, ``None`` when the vendor does not say.
-
-        Raises:
-            ProviderError: The answer is an error, or of no form that the vendor documents.
-        """
-        ...
-
-    def price(self, usage: Usage, route: Route, /) -> PricedUsage | None:
-        """Return what a failed call consumed and cost."""
-        ...
-
-    def classify(self, response: WireResponse, route: Route, /) -> errors.ProviderError:
-        """Return what a bad status means, by the vendor's table."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Funding:
-    """Whose key a call runs on, and whom it is charged to."""
-
-    lease: Lease
-    account: Account
-    owner_id: str
-    binding_index: int
-    platform_cause: PlatformCause | None = None
-
-    @property
-    def payer(self) -> Payer:
-        """Return who pays the provider."""
-        return Payer.PLATFORM if self.platform_cause is not None else self.lease.payer
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Paid(Generic[Value_co]):
-    """A provider's answer whose hold is still to be settled."""
-
-    value: Value_co
-    usage: PricedUsage | None
-    route: Route
-    reserve: Reserve
-    grant: Grant
-    latency: timedelta
-
-
-class AlreadyFinal(Exception):  # noqa: N818 (no error: the operation's outcome is known and is to be given again)
-    """Metering has the outcome of this operation."""
-
-    def __init__(self, outcome: FinalOutcome) -> None:
-        """Carry the outcome to whoever can open it."""
-        super().__init__("the operation is closed")
-        self.outcome = outcome
 
 
 _OUTCOMES: Final[tuple[tuple[type[errors.ProviderError], OutcomeKind], ...]] = (
@@ -309,7 +206,7 @@ class ProviderCalls:
         if granted.granted_output_tokens < reserve.estimate.output_tokens_max:
             request = question.build(route, granted.granted_output_tokens)
         return await self._send(
-            run, question, funding.lease, _Held(route=route, reserve=reserve, grant=granted), request
+            run, question, funding.lease, Held(route=route, reserve=reserve, grant=granted), request
         )
 
     def _reserve_of(self, run: Run, estimate: Estimate, funding: Funding, route: Route) -> Reserve:
@@ -338,7 +235,7 @@ class ProviderCalls:
         )
 
     async def _send(
-        self, run: Run, question: Question[Value_co], lease: Lease, held: _Held, request: WireRequest
+        self, run: Run, question: Question[Value_co], lease: Lease, held: Held, request: WireRequest
     ) -> Paid[Value_co]:
         route = held.route
         start = self._clock.monotonic()
@@ -414,14 +311,14 @@ class ProviderCalls:
 
     def settle_later(self, paid: Paid[object]) -> None:
         """Settle a paid call of an operation that fails for another reason; the operation stays open."""
-        self._admission.settle_later(_charge_of(paid, is_final=False))
+        self._admission.settle_later(paid.charge(is_final=False))
 
     async def settle(self, run: Run, paid: Paid[object], *, is_final: bool, sealed_answer: bytes = b"") -> None:
         """Settle a paid call, waiting a little for it to be counted."""
-        charge = _charge_of(paid, is_final=is_final, sealed_answer=sealed_answer)
+        charge = paid.charge(is_final=is_final, sealed_answer=sealed_answer)
         run.add_settlement(await self._admission.settle(charge))
 
-    def _dispose_failed(self, run: Run, question: Question[object], held: _Held, error: errors.ProviderError) -> None:
+    def _dispose_failed(self, run: Run, question: Question[object], held: Held, error: errors.ProviderError) -> None:
         usage = question.price(error.usage, held.route) if error.usage is not None else None
         if usage is not None:
             run.add_usage(usage)
@@ -433,16 +330,16 @@ class ProviderCalls:
         else:
             self._release(run, held)
 
-    def _dispose_abandoned(self, run: Run, held: _Held, *, is_final: bool) -> None:
+    def _dispose_abandoned(self, run: Run, held: Held, *, is_final: bool) -> None:
         if held.is_sent:
             run.add_settlement(Settlement.SUSPENSE)
             self._admission.settle_later(held.charge(None, is_final=is_final))
         else:
             self._release(run, held)
 
-    def _release(self, run: Run, held: _Held) -> None:
+    def _release(self, run: Run, held: Held) -> None:
         run.add_settlement(Settlement.RELEASED)
-        self._admission.release_later(Release(reserve=held.reserve, grant=held.grant))
+        self._admission.release_later(held.release())
 
     def _note_failure(self, run: Run, lease: Lease, route: Route, error: errors.ProviderError) -> None:
         run.add_failure(error, provider=lease.provider, model=route.model.model_id, key_id=lease.key_id)
@@ -475,29 +372,3 @@ def _no_key(query: LeaseQuery, missing: NoKey) -> RouterError:
         # There is a key that will do; its provider has asked to wait. To add another is not what the owner must do.
         return ProviderRateLimitedError(provider="", retry_after=missing.retry_after)
     return KeyRequiredError(cause=missing.cause)
-
-
-def _charge_of(paid: Paid[object], *, is_final: bool, sealed_answer: bytes = b"") -> Charge:
-    return Charge(
-        reserve=paid.reserve,
-        grant=paid.grant,
-        usage=paid.usage,
-        provider_latency=paid.latency,
-        is_final=is_final,
-        sealed_answer=sealed_answer,
-    )
-
-
-@dataclass(slots=True, kw_only=True)
-class _Held:
-    """A hold that is to be disposed of, and whether anything has been sent on it."""
-
-    route: Route
-    reserve: Reserve
-    grant: Grant
-    is_sent: bool = False
-
-    def charge(self, usage: PricedUsage | None, *, is_final: bool) -> Charge:
-        return Charge(
-            reserve=self.reserve, grant=self.grant, usage=usage, provider_latency=timedelta(0), is_final=is_final
-        )

@@ -15,7 +15,7 @@ from router.domain.embeddings import EmbedCall, EmbeddingResult
 from router.domain.operations import DIMENSIONS_DEFAULT
 from router.domain.refusals import EmbeddingSpaceUnavailableError, ModelNotCapableError
 from router.usecases.costs import Costs
-from router.usecases.provider_calls import Question
+from router.usecases.paid_calls import Question
 
 if TYPE_CHECKING:
     from collections.abc import Callable

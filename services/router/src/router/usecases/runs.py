@@ -87,7 +87,7 @@ class Run:
         finish_reason: FinishReason,
         settlement: Settlement | None = None,
     ) -> Receipt:
-        """Return who paid for what, once the operation has succeeded; the settlement as it stands, unless it is given."""
+        """Return who paid for what, once the operation has succeeded; the settlement as it stands, unless given."""
         return Receipt(
             payer=attribution.payer,
             payer_rule=self.payer_rule,

@@ -28,7 +28,7 @@ from router.domain.refusals import (
 from router.domain.routes import Route
 from router.ports import KeyVerdict, ValidationReport
 from router.usecases.courses import Course
-from router.usecases.provider_calls import Funding, Paid
+from router.usecases.paid_calls import Funding, Paid
 from router.usecases.questions import ChatQuestion, EmbedQuestion
 from router.usecases.runs import Run
 
@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from router.domain.selection import RouteSelection
     from router.ports import AnswerSeal, KeyAuthority
     from router.usecases.activity import Activity
-    from router.usecases.provider_calls import ProviderCalls, Question
+    from router.usecases.paid_calls import Question
+    from router.usecases.provider_calls import ProviderCalls
     from router.usecases.questions import Vendors
     from servicekit.clock import Clock
 
