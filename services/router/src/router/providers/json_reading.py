@@ -75,7 +75,7 @@ def count_of(source: Mapping[str, object], key: str) -> int:
 def optional_count_of(source: Mapping[str, object], key: str) -> int | None:
     """Return a whole number, or ``None``; floats and strings of digits count, as some vendors send them."""
     value = source.get(key)
-    if isinstance(value, bool):
+    if value is None or isinstance(value, bool):
         return None
     if isinstance(value, str) and value.isascii() and value.isdigit():
         value = int(value[:17])
