@@ -2,6 +2,7 @@
 
 import asyncio
 
+import grpc
 import pytest
 
 from byok.router.v1 import operation_result_pb2
