@@ -51,7 +51,7 @@ def faults(name: str, text: str) -> list[str]:
         found.append("a name that says nothing of what is inside")
     for number, line in enumerate(text.splitlines(), 1):
         silenced = SILENCED.search(line)
-        if silenced and not (silenced["codes"] and re.search(r"[a-z]{3}", silenced["reason"])):
+        if silenced and not (silenced["codes"] and re.search(r"[A-Za-z]{3}", silenced["reason"])):
             found.append(f"line {number}: an exception without a code or a reason")
     return found
 
