@@ -47,7 +47,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_KEK_UNAVAILABLE: _ErrorReason.ValueType  # 11
     """UNAVAILABLE. The KEK version of the key can't be reached now. Metadata: `kekVersion`."""
     ERROR_REASON_AUDIT_UNAVAILABLE: _ErrorReason.ValueType  # 12
-    """UNAVAILABLE. The audit entry could not be made durable in time, so nothing left the vault."""
+    """UNAVAILABLE. The audit entry could not be made durable in time, or its database is away: nothing was changed or leased."""
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 13
     """RESOURCE_EXHAUSTED, with `RetryInfo`. The caller leased too many distinct keys this minute, or the queue is full."""
     ERROR_REASON_SEALED_SECRET_INVALID: _ErrorReason.ValueType  # 14
@@ -87,7 +87,7 @@ ERROR_REASON_AUTHORITY_CORRUPT: ErrorReason.ValueType  # 10
 ERROR_REASON_KEK_UNAVAILABLE: ErrorReason.ValueType  # 11
 """UNAVAILABLE. The KEK version of the key can't be reached now. Metadata: `kekVersion`."""
 ERROR_REASON_AUDIT_UNAVAILABLE: ErrorReason.ValueType  # 12
-"""UNAVAILABLE. The audit entry could not be made durable in time, so nothing left the vault."""
+"""UNAVAILABLE. The audit entry could not be made durable in time, or its database is away: nothing was changed or leased."""
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 13
 """RESOURCE_EXHAUSTED, with `RetryInfo`. The caller leased too many distinct keys this minute, or the queue is full."""
 ERROR_REASON_SEALED_SECRET_INVALID: ErrorReason.ValueType  # 14

@@ -560,8 +560,8 @@ class WatchReady(_message.Message):
     AUTHORITY_INDEX_FIELD_NUMBER: _builtins.int
     PARTITION_BOUND_FIELD_NUMBER: _builtins.int
     authority_index: _builtins.int
-    """Head of the log: the first change sent has a higher index than
-    `resume_index`, or than this one when the watcher started at the head.
+    """Where the watch begins: `resume_index`, or the head of the log when that
+    was 0. The first change sent has a higher index.
     """
     @_builtins.property
     def partition_bound(self) -> _duration_pb2.Duration:
@@ -635,7 +635,7 @@ Global___AuthorityChange: _TypeAlias = AuthorityChange  # noqa: Y015
 
 @_typing.final
 class WatchEcho(_message.Message):
-    """Answers a ping."""
+    """Answers a ping, once every change that was sent before it is acknowledged."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
