@@ -175,7 +175,7 @@ class Workbench:
             costs=Costs(prices=GenaiPriceBook(), catalogue=catalogue, clock=self.clock),
         )
         routes = RouteSelection(catalogue)
-        draw = random.Random(7)  # noqa: S311 (spreads delays, guards nothing)
+        draw = random.Random(7)
         calls = ProviderCalls(
             keys=self.keys,
             admission=self.admission,

@@ -379,6 +379,19 @@ async def test_a_settlement_is_sent_again_into_a_rebuilt_metering() -> None:
         assert bench.metering.settled[0] == bench.metering.settled[1]
 
 
+async def test_a_release_survives_a_metering_that_is_away() -> None:
+    """A hold that was given up is given back once Metering is there again."""
+    async with opened() as bench:
+        asked, grant = await granted(bench)
+        bench.metering.down.add("ReleaseBatch")
+        bench.client.release_later(Release(reserve=asked, grant=grant))
+        bench.metering.arrived.clear()
+        await bench.metering.arrived.wait()
+        bench.metering.down.clear()
+        await bench.until(lambda: bench.journal.size == 0)
+        assert len(bench.metering.released) == 1
+
+
 async def test_an_unknown_outcome_is_settled_in_suspense() -> None:
     """Without a usage the hold stays at its estimate."""
     async with opened() as bench:

@@ -31,7 +31,7 @@ class Retrying:
         self.clock = FakeClock()
         self.provider = ScriptedProvider(self.clock)
         self.provider.script = list(script)
-        draw = random.Random(1)  # noqa: S311 (spreads delays, guards nothing)
+        draw = random.Random(1)
         self.transport = RetryingTransport(self.provider, budget=BUDGET, clock=self.clock, draw=draw)
         self.retried: list[ProviderError] = []
 

@@ -70,7 +70,11 @@ def test_a_release_stays_until_it_is_taken() -> None:
     journal = SettlementJournal(10)
     item = ReleaseItem(call=CallIdentity(request_id="r", call_index=1))
     journal.add_release(item)
-    assert journal.releases() == [item]
+    assert journal.take_unsent_releases() == []
+    journal.note_release_unsent(item)
+    assert journal.take_unsent_releases() == [item]
+    assert journal.take_unsent_releases() == []
+    assert journal.size == 1
     journal.drop_release(item)
     journal.drop_release(item)
     assert journal.size == 0

@@ -227,6 +227,8 @@ class MeteringClient(Admission):
             # The journal has it; it goes out with the next look after it.
             if isinstance(item, SettleItem):
                 self._journal.note_unsent([item.reservation_id])
+            else:
+                self._journal.note_release_unsent(item)
 
     def _take_unclaimed(self, item: _Item, outcome: _Outcome | Exception) -> None:
         """Give back what was granted, or may have been, to a caller who has left."""
@@ -244,7 +246,7 @@ class MeteringClient(Admission):
             return
         for item in self._journal.take_unsent_settlements():
             self._submit_later(item)
-        for release in self._journal.releases():
+        for release in self._journal.take_unsent_releases():
             self._submit_later(release)
         try:
             response = await self._stub.ListWatermarks(ListWatermarksRequest(), timeout=self._timeout)
@@ -317,11 +319,14 @@ class MeteringClient(Admission):
             response = await self._stub.ReleaseBatch(request, timeout=self._timeout)
         except grpc.aio.AioRpcError as error:
             _log.warning("releases.not_sent", releases=len(releases), code=error.code().name)
+            for _, item in releases:
+                self._journal.note_release_unsent(item)
             return
         for (_, item), result in zip(releases, response.results, strict=True):
             if result.WhichOneof("result") == "error":
                 refused = remote_error(result.error)
                 if refused.code in _WORTH_RESENDING:
+                    self._journal.note_release_unsent(item)
                     continue
                 _log.warning("release.refused", request_id=item.call.request_id, reason=refused.reason)
             self._journal.drop_release(item)

@@ -12,13 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from byok.metering.v1.reservation_pb2 import SettleItem
+from byok.metering.v1.reservation_pb2 import ReleaseItem, SettleItem
 from router.domain.refusals import RouterOverloadedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from byok.metering.v1.reservation_pb2 import OutboxPosition, ReleaseItem
+    from byok.metering.v1.reservation_pb2 import OutboxPosition
 
 
 @dataclass(slots=True)
@@ -30,6 +30,12 @@ class _Settlement:
     sequence: int = -1
 
 
+@dataclass(slots=True)
+class _Release:
+    item: ReleaseItem
+    is_on_its_way: bool = True
+
+
 class SettlementJournal:
     """The settlements and releases of one process that are not durable yet."""
 
@@ -37,7 +43,7 @@ class SettlementJournal:
         """Bound the journal; open holds have their room reserved in it."""
         self._entries_max = entries_max
         self._settlements: dict[str, _Settlement] = {}
-        self._releases: dict[tuple[str, int], ReleaseItem] = {}
+        self._releases: dict[tuple[str, int], _Release] = {}
         self.open_holds = 0
 
     @property
@@ -59,8 +65,8 @@ class SettlementJournal:
         self._settlements[item.reservation_id] = _Settlement(item, is_on_its_way=True)
 
     def add_release(self, item: ReleaseItem) -> None:
-        """Remember a release until it is taken."""
-        self._releases[item.call.request_id, item.call.call_index] = item
+        """Remember a release that is about to be sent, until it is taken."""
+        self._releases[item.call.request_id, item.call.call_index] = _Release(item)
 
     def note_applied(self, reservation_id: str, position: OutboxPosition) -> None:
         """Note where a settlement stands; it is durable once the watermark has passed it."""
@@ -78,6 +84,12 @@ class SettlementJournal:
             if settlement is not None:
                 settlement.is_on_its_way = False
                 settlement.partition = -1
+
+    def note_release_unsent(self, item: ReleaseItem) -> None:
+        """Note that a release did not get through."""
+        release = self._releases.get((item.call.request_id, item.call.call_index))
+        if release is not None:
+            release.is_on_its_way = False
 
     def drop_settlement(self, reservation_id: str) -> None:
         """Forget a settlement that Metering will never take."""
@@ -107,6 +119,9 @@ class SettlementJournal:
             each.is_on_its_way = True
         return [each.item for each in unsent]
 
-    def releases(self) -> list[ReleaseItem]:
-        """Return the releases that were not taken yet."""
-        return list(self._releases.values())
+    def take_unsent_releases(self) -> list[ReleaseItem]:
+        """Return the releases that must be sent again, as being on their way."""
+        unsent = [each for each in self._releases.values() if not each.is_on_its_way]
+        for each in unsent:
+            each.is_on_its_way = True
+        return [each.item for each in unsent]
