@@ -26,7 +26,7 @@ from keyvault.api.lease_servicer import LeaseServicer, LeaseUseCases
 from keyvault.domain.leases import DistinctKeyBound
 from keyvault.domain.provider_keys import CoolDowns
 from keyvault.settings import Settings
-from keyvault.usecases.acquire_leases import AcquireLeases, GrantedLease, LeaseCall, LeaseOutcome
+from keyvault.usecases.acquire_leases import AcquireLeases, GrantedLease, LeaseCall, LeaseOutcome, NoLease
 from keyvault.usecases.agent_bindings import AgentBindings
 from keyvault.usecases.bind_agent import BindAgent
 from keyvault.usecases.change_provider_keys import ProviderKeys
@@ -216,6 +216,21 @@ def _coalescer(base: _Base) -> Coalescer[LeaseCall, list[LeaseOutcome]]:
     )
 
 
+def _counter(metrics: Metrics) -> Callable[[list[LeaseOutcome]], None]:
+    items = metrics.counters("lease_items_total", "Items of AcquireLeases, by what became of them.", labels=("result",))
+
+    def count(outcomes: list[LeaseOutcome]) -> None:
+        for outcome in outcomes:
+            if isinstance(outcome, GrantedLease):
+                items.at("GRANTED").inc()
+            elif isinstance(outcome, NoLease):
+                items.at(outcome.reason.cause.name).inc()
+            else:
+                items.at(ERRORS.reason(outcome)).inc()
+
+    return count
+
+
 def _wipe(_call: LeaseCall, outcome: list[LeaseOutcome] | Exception) -> None:
     """Wipe the secrets of leases whose caller has gone."""
     if isinstance(outcome, list):
@@ -260,13 +275,19 @@ def _key_usecases(base: _Base, keys: ProviderKeys) -> KeyUseCases:
 
 
 def _lease_usecases(
-    base: _Base, keys: ProviderKeys, *, hub: WatchHub, coalescer: Coalescer[LeaseCall, list[LeaseOutcome]]
+    base: _Base,
+    keys: ProviderKeys,
+    metrics: Metrics,
+    *,
+    hub: WatchHub,
+    coalescer: Coalescer[LeaseCall, list[LeaseOutcome]],
 ) -> LeaseUseCases:
     rules = CoolDowns(
         rate_limited=base.settings.keys.rate_limited_rest, quota_exhausted=base.settings.keys.quota_exhausted_rest
     )
     return LeaseUseCases(
         acquire=coalescer.submit,
+        count=_counter(metrics),
         report_outcomes=ReportOutcomes(
             store=base.authority,
             verify=base.verify,
@@ -312,7 +333,7 @@ def _server(
             ),
             ServedService(
                 lease_service_pb2_grpc.add_LeaseServiceServicer_to_server,
-                LeaseServicer(_lease_usecases(base, keys, hub=hub, coalescer=coalescer)),
+                LeaseServicer(_lease_usecases(base, keys, metrics, hub=hub, coalescer=coalescer)),
                 descriptors[1].full_name,
             ),
         ],

@@ -57,7 +57,7 @@ async def _lease_against_a_revocation(vault: Vault) -> lease_pb2.LeaseResult:
     # What the revocation's own function does, stopped before its commit.
     await revoker.fetchval("SELECT last_index FROM audit_head FOR UPDATE")
     leasing = asyncio.create_task(router.acquire(agent_item()))
-    await eventually(lambda: vault.sql("SELECT 1 FROM pg_locks WHERE NOT granted"), bool)
+    await eventually(vault.waiting, bool)
     await revoker.execute(
         """
         WITH head AS (UPDATE audit_head SET last_index = last_index + 1 RETURNING last_index)

@@ -195,6 +195,12 @@ class Vault:
         finally:
             await connection.close()
 
+    async def waiting(self) -> list[asyncpg.Record]:
+        """Return the sessions of this database that wait for a lock."""
+        return await self.sql(
+            "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        )
+
     async def forge(self, query: str, *args: object) -> None:
         """Write to the database past every trigger, as an attacker who owns it would."""
         connection = await asyncpg.connect(self.dsn)

@@ -42,9 +42,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseUseCases:
-    """What the service does. `acquire` gathers concurrent calls into batches."""
+    """What the service does. `acquire` gathers concurrent calls into batches; `count` counts outcomes."""
 
     acquire: Callable[[LeaseCall], Awaitable[list[LeaseOutcome]]]
+    count: Callable[[list[LeaseOutcome]], None]
     report_outcomes: ReportOutcomes
     report_validation: ReportValidation
     hub: WatchHub
@@ -64,6 +65,7 @@ class LeaseServicer(lease_service_pb2_grpc.LeaseServiceServicer):
     ) -> lease_service_pb2.AcquireLeasesResponse:
         call, recipient = lease_call_from(request, current_caller())
         outcomes = await self._do.acquire(call)
+        self._do.count(outcomes)
         deployment = self._do.keyring.current().deployment
         return leases_to(outcomes, recipient=recipient, deployment=deployment, holder=call.holder)
 

@@ -169,10 +169,16 @@ class CreateProviderKey:
         """
         now = self._clock.now()
         key, submitted = self._prepare(asked, now)
+        try:
+            return ChangedKey(await self._stored(asked, key, submitted, now), submitted.adjustments)
+        finally:
+            submitted.secret.wipe()
+
+    async def _stored(self, asked: NewKey, key: ProviderKey, submitted: SubmittedSecret, now: datetime) -> StoredKey:
         body = _body(asked, submitted)
         replayed = await self._keys.replayed(body)
         if replayed is not None:
-            return ChangedKey(replayed, submitted.adjustments)
+            return replayed
         if asked.scope is Scope.AGENT:
             await self._agents.owned(asked.agent_id, asked.asker.acting_for)
         await self._ensure_room(key)
@@ -193,8 +199,7 @@ class CreateProviderKey:
                 request=self._keys.identity(body),
             )
 
-        stored = await self._keys.settle(body, attempt)
-        return ChangedKey(stored, submitted.adjustments)
+        return await self._keys.settle(body, attempt)
 
     async def _ensure_room(self, key: ProviderKey) -> None:
         bound = self._keys_per_account_max

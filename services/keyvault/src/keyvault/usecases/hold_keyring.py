@@ -48,7 +48,11 @@ class HoldKeyring(KeyringSource):
 
     @override
     async def reload(self) -> Keyring:
+        seen = self._ring
         async with self._reloading:
+            if self._ring is not None and self._ring is not seen:
+                # Somebody reloaded while this call waited: many leases that miss one version make one reload.
+                return self._ring
             ring = unlock(self._deployment, await self._store.load(), self._root_for)
             ring.check_primary_kek()
             self._ring = ring

@@ -15,6 +15,8 @@ from keyvault.usecases.open_submission import OpenSubmission, SecretInput, Submi
 from servicekit.ids import check_request_id
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from keyvault.domain.submitted_secrets import SubmittedSecret
     from keyvault.ports import PutResult
     from keyvault.usecases.check_base_url import CheckBaseUrl
@@ -63,10 +65,18 @@ class ReplaceSecret:
         check_request_id(asked.request_id, now)
         owned = await self._keys.owned(asked.provider_key_id, asked.asker.acting_for)
         base_url, submitted = self._checked(asked, owned.key)
+        try:
+            return ChangedKey(await self._stored(asked, base_url, submitted, now), submitted.adjustments)
+        finally:
+            submitted.secret.wipe()
+
+    async def _stored(
+        self, asked: SecretReplacement, base_url: str, submitted: SubmittedSecret, now: datetime
+    ) -> StoredKey:
         body = _body(asked, submitted)
         replayed = await self._keys.replayed(body)
         if replayed is not None:
-            return ChangedKey(replayed, submitted.adjustments)
+            return replayed
         fingerprint = self._open_submission.fingerprint(submitted.secret)
 
         async def attempt() -> StoredKey | PutResult:
@@ -96,7 +106,7 @@ class ReplaceSecret:
                 request=self._keys.identity(body),
             )
 
-        return ChangedKey(await self._keys.settle(body, attempt), submitted.adjustments)
+        return await self._keys.settle(body, attempt)
 
     def _checked(self, asked: SecretReplacement, key: ProviderKey) -> tuple[str, SubmittedSecret]:
         checks = FieldChecks()

@@ -97,7 +97,7 @@ async def open_database(options: PostgresOptions) -> AsyncIterator[Database]:
             reset=_keep,
             timeout=options.connect_timeout.total_seconds(),
             # Durable means durable: a session default of the server must not weaken it.
-            server_settings={"application_name": "byok-keyvault", "synchronous_commit": "on", "jit": "off"},
+            server_settings={"application_name": "byok-keyvault", "synchronous_commit": "on"},
         )
     try:
         yield Database(pool, options.statement_timeout)
