@@ -56,6 +56,7 @@ class FakeMetering(AdmissionServiceServicer):
         self.down: set[str] = set()
         self.slow: dict[str, asyncio.Event] = {}
         self.generation = 1
+        self.is_short = False
         self.durable = 0
         self.arrived = asyncio.Event()
 
@@ -96,7 +97,7 @@ class FakeMetering(AdmissionServiceServicer):
                 partition=1, generation=self.generation, sequence=len(self.settled)
             )
             results.append(reservation_pb2.SettleResult(settled=reservation_pb2.Settled(position=position)))
-        return pb.SettleBatchResponse(results=results)
+        return pb.SettleBatchResponse(results=results[1:] if self.is_short else results)
 
     @override
     async def ReleaseBatch(self, request: pb.ReleaseBatchRequest, context: Any) -> pb.ReleaseBatchResponse:
@@ -390,6 +391,35 @@ async def test_a_release_survives_a_metering_that_is_away() -> None:
         bench.metering.down.clear()
         await bench.until(lambda: bench.journal.size == 0)
         assert len(bench.metering.released) == 1
+
+
+async def test_an_answer_of_the_wrong_length_settles_nothing_and_loses_nothing() -> None:
+    """A Metering that answers for fewer items than it was sent is asked again."""
+    async with opened() as bench:
+        asked, grant = await granted(bench)
+        bench.metering.is_short = True
+        assert await bench.client.settle(charge(asked, grant)) is Settlement.PENDING
+        bench.metering.is_short = False
+        bench.metering.durable = 2
+        await bench.until(lambda: bench.journal.size == 0)
+
+
+async def test_a_full_queue_loses_no_settlement() -> None:
+    """What does not even get into the queue goes out with the next look at the journal."""
+    async with opened(queue_max=1, in_flight_max=1, settle_wait=timedelta(milliseconds=20)) as bench:
+        asked, grant = await granted(bench)
+        bench.metering.slow["ReserveBatch"] = asyncio.Event()
+        bench.metering.arrived.clear()
+        crowd = [asyncio.create_task(bench.client.reserve(reserve("in-flight")))]
+        await bench.metering.arrived.wait()
+        crowd.append(asyncio.create_task(bench.client.reserve(reserve("queued"))))
+        await asyncio.sleep(0)
+        assert await bench.client.settle(charge(asked, grant)) is Settlement.PENDING
+        bench.metering.slow["ReserveBatch"].set()
+        await asyncio.gather(*crowd, return_exceptions=True)
+        bench.metering.durable = 1
+        await bench.until(lambda: bench.journal.size == 0)
+        assert len(bench.metering.settled) == 1
 
 
 async def test_an_unknown_outcome_is_settled_in_suspense() -> None:

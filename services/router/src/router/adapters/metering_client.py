@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from byok.metering.v1.admission_service_pb2_grpc import AdmissionServiceStub
-    from byok.metering.v1.reservation_pb2 import ReserveResult, SettleResult
+    from byok.metering.v1.reservation_pb2 import ReleaseResult, ReserveResult, SettleResult
     from router.adapters.settlement_journal import SettlementJournal
     from router.domain.leases import Account
     from router.domain.reservations import Charge, Release
@@ -152,8 +152,12 @@ class MeteringClient(Admission):
         try:
             async with asyncio.timeout(self._settle_wait):
                 is_applied = await self._batches.submit(item, must_send=True)
-        except (TimeoutError, DomainError):
-            return Settlement.PENDING if charge.usage is not None else Settlement.SUSPENSE
+        except TimeoutError:
+            is_applied = False
+        except Exception as error:  # noqa: BLE001 (the call has been paid for: no fault of ours may lose its settlement)
+            _log.warning("settlement.waits", reservation_id=item.reservation_id, error=type(error).__name__)
+            self._journal.note_unsent([item.reservation_id])
+            is_applied = False
         if charge.usage is None:
             return Settlement.SUSPENSE
         return Settlement.SETTLED if is_applied else Settlement.PENDING
@@ -291,14 +295,17 @@ class MeteringClient(Admission):
 
     async def _send_settles(self, settles: list[tuple[int, SettleItem]], outcomes: list[_Outcome | Exception]) -> None:
         request = SettleBatchRequest(items=[item for _, item in settles])
+        unsent = {item.reservation_id for _, item in settles}
         try:
             response = await self._stub.SettleBatch(request, timeout=self._timeout)
+            for (place, item), result in zip(settles, response.results, strict=True):
+                outcomes[place] = self._take_settled(item, result)
+                unsent.discard(item.reservation_id)
         except grpc.aio.AioRpcError as error:
-            self._journal.note_unsent(item.reservation_id for _, item in settles)
             _log.warning("settlements.not_sent", settlements=len(settles), code=error.code().name)
-            return
-        for (place, item), result in zip(settles, response.results, strict=True):
-            outcomes[place] = self._take_settled(item, result)
+        finally:
+            # Whatever went wrong, also with us: what has no answer goes out again.
+            self._journal.note_unsent(unsent)
 
     def _take_settled(self, item: SettleItem, result: SettleResult) -> bool:
         if result.WhichOneof("result") == "settled":
@@ -317,19 +324,22 @@ class MeteringClient(Admission):
         request = ReleaseBatchRequest(items=[item for _, item in releases])
         try:
             response = await self._stub.ReleaseBatch(request, timeout=self._timeout)
+            for (_, item), result in zip(releases, response.results, strict=True):
+                self._take_released(item, result)
         except grpc.aio.AioRpcError as error:
             _log.warning("releases.not_sent", releases=len(releases), code=error.code().name)
+        finally:
+            # Those that were taken are no longer in the journal.
             for _, item in releases:
                 self._journal.note_release_unsent(item)
-            return
-        for (_, item), result in zip(releases, response.results, strict=True):
-            if result.WhichOneof("result") == "error":
-                refused = remote_error(result.error)
-                if refused.code in _WORTH_RESENDING:
-                    self._journal.note_release_unsent(item)
-                    continue
-                _log.warning("release.refused", request_id=item.call.request_id, reason=refused.reason)
-            self._journal.drop_release(item)
+
+    def _take_released(self, item: ReleaseItem, result: ReleaseResult) -> None:
+        if result.WhichOneof("result") == "error":
+            refused = remote_error(result.error)
+            if refused.code in _WORTH_RESENDING:
+                return
+            _log.warning("release.refused", request_id=item.call.request_id, reason=refused.reason)
+        self._journal.drop_release(item)
 
 
 _WORTH_RESENDING: Final = frozenset(
