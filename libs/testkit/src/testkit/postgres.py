@@ -22,6 +22,7 @@ from typing import Self
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
 import asyncpg
+import psutil
 
 from testkit.errors import TestkitError
 from testkit.processes import ChildProcess, Command
@@ -117,8 +118,15 @@ class EmbeddedPostgres:
             self._socket_dir = None
 
     def kill9(self) -> None:
-        """End the postmaster at once; its children notice and end too. The socket folder stays for the next start."""
-        self._require_process().kill9()
+        """End the postmaster at once, and wait for its children, which notice and end too.
+
+        While one of them is left, its shared memory keeps another postmaster out. The socket folder stays for the next
+        start.
+        """
+        process = self._require_process()
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.kill9()
+        psutil.wait_procs(children, timeout=_START_SECONDS)
 
     def destroy(self) -> None:
         """Stop, and delete the data."""
