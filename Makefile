@@ -98,7 +98,7 @@ serve: $(STAMP) ## Keep the stack running; print addresses, certificates and a c
 	@$(BIN)/python -m testkit.stack
 
 chaos: $(STAMP) ## Run only what kills, stalls and loses real processes.
-	$(BIN)/pytest -q tests/chaos
+	BYOK_TEST_CHAOS_ROUNDS=5 $(BIN)/pytest -q tests/chaos
 
 bench: $(STAMP) ## Measure, against floors, bars and peers; ONLY=router measures a part, QUICK=1 briefly.
 	@$(BIN)/python -m bench.run
