@@ -86,7 +86,7 @@ async def ledger_bytes(dsn: str) -> dict[str, bytes]:
         found = {}
         for table in TABLES:
             columns = "(t.partition, t.generation, t.sequence)" if table == "partitions" else "t"
-            rows = await connection.fetch(f"SELECT {columns}::text AS line FROM {table} AS t ORDER BY 1")  # noqa: S608
+            rows = await connection.fetch(f"SELECT {columns}::text AS line FROM {table} AS t ORDER BY 1")
             found[table] = "\n".join(row["line"] for row in rows).encode()
         return found
     finally:

@@ -247,7 +247,7 @@ async def test_posted_suspense_is_corrected_by_the_difference(rig: Rig) -> None:
     await rig.settle(settled(request, grant, in_suspense=True, is_final=False))
     async with redis.asyncio.from_url(rig.redis_url) as client:
         for key in await client.keys("{p*}:m"):
-            seen = int(await client.hget(key, "t"))
+            seen = int(await client.hget(key, "t") or 0)
             await client.hset(key, "t", str(seen + 24 * 3_600_000))
     await rig.flush()
     assert await rig.replica.expirer.round() == 1
