@@ -22,7 +22,7 @@ class Pace:
 
 
 FULL = Pace(repetitions=5, seconds=10, warm_seconds=5, memory_seconds=600, backlog_seconds=15)
-QUICK = Pace(repetitions=3, seconds=2.5, warm_seconds=2, memory_seconds=30, backlog_seconds=5)
+QUICK = Pace(repetitions=3, seconds=2, warm_seconds=1, memory_seconds=30, backlog_seconds=5)
 
 
 @dataclass(frozen=True)

@@ -43,14 +43,21 @@ def _say(text: str) -> None:
 
 async def _with_peers(room: Room, suite: Suite) -> list[Row]:
     """Measure the Router beside the peers that are installed, each running only for that part."""
-    peers: list[Peer] = []
+    names = installed()
     async with AsyncExitStack() as stack:
-        for name in installed():
-            folder = room.folder / name
+        folders = {name: room.folder / name for name in names}
+        for folder in folders.values():
             await asyncio.to_thread(folder.mkdir)
-            _say(f"starting {name}")
-            peers.append(await stack.enter_async_context(open_peer(name, upstream=suite.upstream, folder=folder)))
-            room.groups[name] = [peers[-1].pid]
+        _say(f"starting {', '.join(names) or 'no peers'}")
+        opening = [
+            stack.enter_async_context(open_peer(name, upstream=suite.upstream, folder=folder))
+            for name, folder in folders.items()
+        ]
+        opened = await asyncio.gather(*opening, return_exceptions=True)
+        for failure in (each for each in opened if isinstance(each, BaseException)):
+            raise failure
+        peers = [each for each in opened if isinstance(each, Peer)]
+        room.groups.update({peer.name: [peer.pid] for peer in peers})
         try:
             for line in missing_peers(peers):
                 _say(line)
