@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 OK: Final = 200
 _SNIFFED_BYTES: Final = 64
-_EVENT_BEGINNINGS: Final = (b"data:", b"event:", b":")
+_CLIENT_ERROR: Final = 400
+_EVENT_BEGINNINGS: Final = (b"data:", b"event:", b"id:", b"retry:", b":")
 _WHOLE_BYTES_MAX: Final = 16 * 1024 * 1024
 
 
@@ -67,7 +68,8 @@ class BaseDecoder(StreamDecoder):
         self._is_complete = False
         self._text_bytes = 0
         # Some hosts answer a streaming request with one JSON document: an error inside a 200, or no streaming at all.
-        self._whole = bytearray() if _is_json(response) else None
+        # What comes with an error's status is a document as well, or a gateway's page, or nothing.
+        self._whole = bytearray() if _is_json(response) or response.status >= _CLIENT_ERROR else None
 
     @property
     @override
@@ -129,7 +131,7 @@ class BaseDecoder(StreamDecoder):
             except UnreadableError:
                 self._fail_malformed("event")
         for delta in deltas:
-            self._text_bytes += len(delta.text)
+            self._text_bytes += len(delta.text) if delta.text.isascii() else len(delta.text.encode("utf-8", "replace"))
         return deltas
 
     def _take_last(self) -> None:

@@ -64,6 +64,7 @@ VENDORS: Final = {
         failures=failure_tables.OPENROUTER, effort=EffortField.REASONING, routes_upstreams=True, reports_cost=True
     ),
     "vllm": Vendor(failures=failure_tables.VLLM),
+    "ollama": Vendor(failures=failure_tables.OLLAMA_AS_OPENAI),
     "openai_compatible": Vendor(failures=failure_tables.COMPATIBLE),
 }
 

@@ -94,6 +94,7 @@ class EventCutter:
         self._name = ""
         self._data: list[bytes] = []
         self._size = 0
+        self._is_bare = False
 
     def feed(self, chunk: bytes) -> list[ServerSentEvent]:
         """Return the events that the chunk completes.
@@ -119,23 +120,27 @@ class EventCutter:
     def _take(self, line: bytes) -> ServerSentEvent | None:
         if not line:
             return self._dispatch()
-        if line.startswith(b"{"):
-            # Some hosts drop the field's name when they report an error in a stream.
-            self._data.append(line)
+        if self._is_bare or line.startswith(b"{"):
+            # Some hosts drop the field's name when they report an error in a stream, and some spread it over lines.
+            self._is_bare = True
+            self._gather(line)
             return None
         field, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
         if field == b"data":
-            self._data.append(value)
-            self._size += len(value)
-            if self._size > EVENT_BYTES_MAX:
-                message = f"an event exceeds {EVENT_BYTES_MAX} bytes"
-                raise EventTooLargeError(message)
+            self._gather(value)
         elif field == b"event":
             self._name = value.decode("utf-8", "replace")
         return None
 
+    def _gather(self, data: bytes) -> None:
+        self._data.append(data)
+        self._size += len(data)
+        if self._size > EVENT_BYTES_MAX:
+            message = f"an event exceeds {EVENT_BYTES_MAX} bytes"
+            raise EventTooLargeError(message)
+
     def _dispatch(self) -> ServerSentEvent | None:
         name, data = self._name, self._data
-        self._name, self._data, self._size = "", [], 0
+        self._name, self._data, self._size, self._is_bare = "", [], 0, False
         return ServerSentEvent(name, b"\n".join(data)) if data else None

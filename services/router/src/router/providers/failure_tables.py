@@ -48,6 +48,13 @@ ANTHROPIC: Final = FailureTable(
     rule("anthropic.billing_error", NoCreditError, kind=["billing_error"]),
     rule("anthropic.authentication_error", KeyRejectedError, kind=["authentication_error"]),
     rule("anthropic.permission_error", PermissionRefusedError, kind=["permission_error"]),
+    # What else can be missing is named in the message: a file, a container; their absence says nothing of the model.
+    rule(
+        "anthropic.thing_not_found",
+        BadRequestError,
+        kind=["not_found_error"],
+        message=r"(File|Container|Skill|Memory store|Message batch|Session)\b",
+    ),
     rule("anthropic.not_found_error", ModelGoneError, kind=["not_found_error"]),
     rule("anthropic.request_too_large", ContextExceededError, kind=["request_too_large"]),
     rule(
@@ -72,14 +79,18 @@ ANTHROPIC: Final = FailureTable(
     rule("anthropic.invalid_request_error", BadRequestError, kind=["invalid_request_error"]),
 )
 
+_FAILED_STATUSES: Final = (0, 200, 500, 502, 503, 520)
+"""Statuses that say no more than that the host failed, or, in a stream, nothing."""
+
 # What every host of OpenAI's dialect says alike; a vendor's own rows come before these.
 _OPENAI_COMMON: Final = (
     rule("openai.context_length", ContextExceededError, code=["context_length_exceeded", "string_above_max_length"]),
     rule(
         "openai.context_length_words",
         ContextExceededError,
-        message=r"This model's maximum context length is|.{0,120}maximum context length of|Request too large for|"
-        r"The input token count .{0,40}exceeds|Input validation error: `inputs` tokens",
+        message=r"This (model|endpoint)'s maximum context length is|.{0,120}maximum context length of|"
+        r"Request too large for|The input token count .{0,40}exceeds|Input validation error: `inputs` tokens|"
+        r"The prompt is too long: \d|Your input exceeds the context window",
     ),
     rule(
         "openai.daily_quota",
@@ -140,6 +151,14 @@ _OPENAI_COMMON: Final = (
         ],
     ),
     rule("openai.model_gone_kind", ModelGoneError, kind=["NotFoundError", "not_found_error"]),
+    rule("openai.model_gone_words", ModelGoneError, status=[400], message=r"invalid model ID"),
+    rule(
+        "openai.thing_not_found",
+        BadRequestError,
+        status=[404],
+        message=r"(Item|Response|Previous response|File|Vector store|Container|Conversation|Prompt) with id\b|"
+        r"No such (File|Vector store|Container)|Invalid URL \(",
+    ),
     rule(
         "openai.content_refused",
         ContentRefusedError,
@@ -151,6 +170,8 @@ _OPENAI_COMMON: Final = (
             "cyber_policy_violation",
             "bio_policy",
             "cyber_policy",
+            "misalignment_policy_violation",
+            "image_content_policy_violation",
         ],
     ),
     rule("openai.overloaded", ProviderOverloadedError, code=["queue_exceeded", "engine_overloaded", "slow_down"]),
@@ -158,16 +179,50 @@ _OPENAI_COMMON: Final = (
         "openai.overloaded_words",
         ProviderOverloadedError,
         message=r"The engine is currently overloaded|That model is currently overloaded|Slow down|"
-        r"The server is overloaded|We're experiencing high traffic",
+        r"The server is overloaded|We're experiencing high traffic|.{0,120}is currently over capacity",
     ),
-    rule("openai.server_error", ProviderUnavailableError, kind=["server_error", "internal_server_error", "api_error"]),
-    rule("openai.server_error_code", ProviderUnavailableError, code=["server_error", "internal_error"]),
+    # Some hosts call every failure an API error; with a status of its own, the status says more. A gateway's time-out
+    # stays one, because the call may have been billed.
+    rule(
+        "openai.server_error",
+        ProviderUnavailableError,
+        status=_FAILED_STATUSES,
+        kind=["server_error", "internal_server_error", "api_error"],
+    ),
+    rule(
+        "openai.server_error_code",
+        ProviderUnavailableError,
+        status=_FAILED_STATUSES,
+        code=["server_error", "internal_error", "vector_store_timeout"],
+    ),
     rule("openai.throttled", ThrottledError, code=["rate_limit_exceeded", "rate_limit_error"]),
     rule(
         "openai.throttled_kind", ThrottledError, kind=["rate_limit_error", "rate_limit_exceeded", "too_many_requests"]
     ),
 )
 _OPENAI_LAST: Final = (
+    # A response that failed over its picture names no type, only one of these codes.
+    rule(
+        "openai.image",
+        BadRequestError,
+        status=[0, 200, 400],
+        code=[
+            "invalid_image",
+            "invalid_image_format",
+            "invalid_base64_image",
+            "invalid_image_url",
+            "invalid_image_mode",
+            "image_too_large",
+            "image_too_small",
+            "image_parse_error",
+            "image_file_too_large",
+            "image_file_not_found",
+            "unsupported_image_media_type",
+            "empty_image_file",
+            "failed_to_download_image",
+        ],
+    ),
+    rule("openai.residency", PermissionRefusedError, code=["data_residency_mismatch"]),
     rule("openai.invalid_request", BadRequestError, status=[0, 200, 400, 422], kind=["invalid_request_error"]),
 )
 
@@ -177,10 +232,28 @@ GROQ: Final = FailureTable(
     rule("groq.generation", GenerationRejectedError, code=["tool_use_failed", "json_validate_failed"]),
     rule("groq.generation_words", GenerationRejectedError, message=r"Tool choice is required, but model did not call"),
     rule("groq.request_too_large", ContextExceededError, status=[413]),
+    rule("groq.model_terms", ModelGoneError, code=["model_terms_required"]),
     rule("groq.spend_limit", NoCreditError, code=["blocked_api_access", "spend_limit_reached"]),
     rule("groq.capacity", ProviderOverloadedError, status=[498], code=["capacity_exceeded"]),
     *_OPENAI_COMMON,
     *_OPENAI_LAST,
+)
+
+# What an upstream says of the content holds for ours; what it says of keys and limits is of OpenRouter's own.
+_OPENROUTER_UPSTREAM: Final = (
+    rule(
+        "openrouter.upstream_content",
+        ContentRefusedError,
+        code=["content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation"],
+    ),
+    rule("openrouter.upstream_context", ContextExceededError, code=["context_length_exceeded"]),
+    rule(
+        "openrouter.upstream_context_words",
+        ContextExceededError,
+        status=[400, 413, 422],
+        message=r"This model's maximum context length is|prompt is too long|.{0,120}maximum context length of|"
+        r"The input token count .{0,40}exceeds",
+    ),
 )
 
 OPENROUTER: Final = FailureTable(
@@ -199,6 +272,7 @@ OPENROUTER: Final = FailureTable(
     rule("openrouter.upstream", ProviderUnavailableError, status=[502]),
     *_OPENAI_COMMON,
     *_OPENAI_LAST,
+    upstream=_OPENROUTER_UPSTREAM,
 )
 
 DEEPSEEK: Final = FailureTable(
@@ -233,7 +307,7 @@ CEREBRAS: Final = FailureTable(
     *_OPENAI_LAST,
 )
 
-OLLAMA: Final = FailureTable(
+_OLLAMA: Final = (
     rule("ollama.model", ModelGoneError, message=r"model ['\"]?[^ ]{1,200}['\"]? not found"),
     rule(
         "ollama.context",
@@ -246,6 +320,9 @@ OLLAMA: Final = FailureTable(
         "ollama.quota", DailyQuotaError, status=[429, 402], message=r".{0,80}(weekly|daily|hourly|session) usage limit"
     ),
 )
+
+OLLAMA: Final = FailureTable(*_OLLAMA)
+OLLAMA_AS_OPENAI: Final = FailureTable(*_OLLAMA, *_OPENAI_COMMON, *_OPENAI_LAST)
 
 VLLM: Final = FailureTable(
     rule("vllm.unauthorized", KeyRejectedError, status=[401]),

@@ -7,7 +7,7 @@ beginning and only against sentences that the vendor itself writes, because mess
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
@@ -51,13 +51,23 @@ _CLIENT_ERROR: Final = 400
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What a vendor's error answer says, read but not judged; never logged."""
+    """What a vendor's error answer says, read but not judged; never logged.
+
+    Attributes:
+        status: The status, or inside a success the one that the body states.
+        kind: The error's type.
+        code: The error's code.
+        message: Its words.
+        is_readable: Whether the body is a JSON object.
+        upstream: What the vendor behind the vendor said, where its words are handed on (OpenRouter).
+    """
 
     status: int
     kind: str = ""
     code: str = ""
     message: str = ""
     is_readable: bool = True
+    upstream: Fault | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,8 +153,10 @@ _UNREADABLE_STATUS_RULES: Final = (
 class FailureTable:
     """A vendor's rules, with the statuses' own meaning as the last resort."""
 
-    def __init__(self, *rules: Rule) -> None:
+    def __init__(self, *rules: Rule, upstream: tuple[Rule, ...] = ()) -> None:
+        """Take the vendor's rows, and those for what a vendor behind it said."""
         self._rules = (*rules, *STATUS_RULES)
+        self._upstream = upstream
 
     def classify(self, response: WireResponse, provider: str) -> ProviderError:
         """Return the error of an answer whose status or body is one."""
@@ -186,7 +198,9 @@ class FailureTable:
 
     def _find(self, fault: Fault) -> Rule | None:
         rules = self._rules if fault.is_readable else _UNREADABLE_STATUS_RULES
-        return next((row for row in rules if row.matches(fault)), None)
+        behind = fault.upstream
+        above = () if behind is None else tuple(row for row in self._upstream if row.matches(behind))
+        return above[0] if above else next((row for row in rules if row.matches(fault)), None)
 
 
 def read_fault(body: Json | None, status: int) -> Fault:
@@ -197,6 +211,14 @@ def read_fault(body: Json | None, status: int) -> Fault:
     """
     if body is None:
         return Fault(status=status, is_readable=False)
+    fault = _stated(body, status)
+    raw = object_of(object_of(body, "error"), "metadata").get("raw")
+    if isinstance(raw, str) and raw:
+        raw = _body(raw.encode("utf-8", "replace")) or {"message": raw}
+    return replace(fault, upstream=_stated(raw, fault.status)) if isinstance(raw, dict) else fault
+
+
+def _stated(body: Json, status: int) -> Fault:
     error = object_of(body, "error")
     source = error or body
     message = (
@@ -247,10 +269,21 @@ def _body(data: bytes) -> Json | None:
     try:
         value = read_value(data)
     except UnreadableError:
-        return None
+        value = _first_event(data)
     if isinstance(value, list) and value and isinstance(value[0], dict):
         value = value[0]
     return value if isinstance(value, dict) else None
+
+
+def _first_event(data: bytes) -> object:
+    """Return the first event of an error that came as a stream, with the status of an error."""
+    for line in data.splitlines():
+        if line.startswith(b"data:"):
+            try:
+                return read_value(line.removeprefix(b"data:"))
+            except UnreadableError:
+                return None
+    return None
 
 
 def _by_class(status: int) -> type[ProviderError]:

@@ -7,6 +7,7 @@ policy. Here the context is always named and cutting is switched off.
 from __future__ import annotations
 
 import base64
+import re
 from typing import TYPE_CHECKING, Final
 
 from typing_extensions import override
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
 CONTEXT_TOKENS_DEFAULT: Final = 8_192
 """Named where the owner has declared no context: the least that any operation asks for."""
 
+_LINES: Final = re.compile(rb"\}\r?\n\{")
 _FINISH: Final = {
     "stop": FinishReason.STOP,
     "length": FinishReason.LENGTH,
@@ -129,7 +131,8 @@ class OllamaCodec(Codec, EmbeddingCodec):
     @override
     def parse_embed(self, response: WireResponse, call: EmbedCall, route: Route, /) -> EmbeddingResult:
         body = success_body(response, route, OLLAMA)
-        rows = body.get("embeddings")
+        # The older ``/api/embeddings`` answers one vector, without a list around it.
+        rows = [body["embedding"]] if "embedding" in body else body.get("embeddings")
         try:
             vectors = tuple(read_vector(row) for row in rows) if isinstance(rows, list) else ()
         except ValueError:
@@ -145,7 +148,7 @@ def parse_answer(response: WireResponse, route: Route) -> Completion:
     Raises:
         ProviderError: The status or the body is an error, or the body is no chat answer.
     """
-    if response.status == OK and b"}\n{" in response.body:
+    if response.status == OK and _LINES.search(response.body):
         # Lines instead of one document: ``stream`` left out means true there.
         return replayed(OllamaDecoder(as_stream(response), route), response)
     return completion_of(success_body(response, route, OLLAMA), response, route)

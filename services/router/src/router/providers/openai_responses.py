@@ -65,7 +65,9 @@ _TEXT_DELTAS: Final = {
     "response.function_call_arguments.delta": DeltaKind.TOOL_ARGUMENTS,
     "response.custom_tool_call_input.delta": DeltaKind.TOOL_ARGUMENTS,
 }
-_CALLER_TOOLS: Final = frozenset({"function_call", "custom_tool_call"})
+_CALLER_TOOLS: Final = frozenset(
+    {"function_call", "custom_tool_call", "computer_call", "local_shell_call", "apply_patch_call"}
+)
 
 
 class OpenAIResponsesCodec(OpenAIChatCodec):

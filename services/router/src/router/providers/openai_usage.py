@@ -1,6 +1,7 @@
 """Reads usage and cost as OpenAI and the vendors of its dialect report them.
 
-Prompt and completion tokens include their parts, in all of these vendors. OpenRouter adds what the call cost; its cost
+Prompt and completion tokens include their parts; xAI alone counts reasoning beside the completion, and shows it in the
+total. OpenRouter adds what the call cost; its cost
 is what it charged, and where the call ran on an upstream key of its own user, the upstream's price comes on top.
 """
 
@@ -81,16 +82,28 @@ def _counts(usage: Json) -> TokenCounts:
     inputs = count_of(usage, "prompt_tokens") or count_of(usage, "input_tokens")
     outputs = count_of(usage, "completion_tokens") or count_of(usage, "output_tokens")
     total = count_of(usage, "total_tokens")
+    reasoning = count_of(written, "reasoning_tokens")
     if not outputs and not inputs:
         inputs = total
+    elif reasoning and total == inputs + outputs + reasoning:
+        outputs += reasoning
     return TokenCounts(
         input_tokens=inputs,
         output_tokens=outputs,
-        cache_read_tokens=count_of(read, "cached_tokens") or count_of(usage, "prompt_cache_hit_tokens"),
+        cache_read_tokens=_cache_read(usage, read),
         cache_write_5m_tokens=count_of(read, "cache_write_tokens") or count_of(read, "cache_creation_tokens"),
         input_audio_tokens=count_of(read, "audio_tokens"),
-        reasoning_tokens=count_of(written, "reasoning_tokens"),
+        reasoning_tokens=reasoning,
         output_audio_tokens=count_of(written, "audio_tokens"),
+    )
+
+
+def _cache_read(usage: Json, details: Json) -> int:
+    """Return the tokens read from a cache: OpenAI's place for them, DeepSeek's, or Together's."""
+    return (
+        count_of(details, "cached_tokens")
+        or count_of(usage, "prompt_cache_hit_tokens")
+        or count_of(usage, "cached_tokens")
     )
 
 

@@ -27,6 +27,7 @@ _DURATION_PART: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|d|h|m|s)")
 _DURATION: Final = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|d|h|m|s))+")
 _UNIT_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _IN_WORDS: Final = re.compile(r"[Tt]ry again in ((?:\d+(?:\.\d+)?(?:ms|d|h|m|s))+)")
+_AFTER_SECONDS: Final = re.compile(r"(?:[Rr]etry after|[Tt]ry again in) (\d{1,9}(?:\.\d{1,9})?) seconds?\b")
 _REGAIN_DATE: Final = re.compile(r"You will regain access on (\d{4}-\d{2}-\d{2}) at (\d{2}:\d{2}) UTC")
 _EPOCH_FLOOR: Final = 1_000_000_000
 """Numbers from here on are moments since 1970, not spans; from a thousand times that on, in milliseconds."""
@@ -73,6 +74,8 @@ def _body_wishes(body: Json, now: datetime) -> Iterator[timedelta | None]:
     message = text_of(error, "message")
     words = _IN_WORDS.search(message)
     yield None if words is None else _duration(words[1])
+    seconds_said = _AFTER_SECONDS.search(message)
+    yield None if seconds_said is None else _span(float(seconds_said[1]))
     regain = _REGAIN_DATE.search(message)
     yield None if regain is None else _until(f"{regain[1]}T{regain[2]}:00Z", now)
 
@@ -80,7 +83,8 @@ def _body_wishes(body: Json, now: datetime) -> Iterator[timedelta | None]:
 def _spent_limit_reset(headers: Mapping[str, str], now: datetime) -> timedelta | None:
     """Return the reset of the limits that are spent: the header pairs ``…remaining…`` and ``…reset…``."""
     resets = []
-    for name, value in headers.items():
+    # A transport may hand names on as the server wrote them; only the look-up by name passes over their case.
+    for name, value in ((name.lower(), value) for name, value in headers.items()):
         if "ratelimit" not in name or "remaining" not in name or value.strip() not in {"0", "0.0"}:
             continue
         reset = headers.get(name.replace("remaining", "reset"), "")
