@@ -266,6 +266,8 @@ class LeaseLog(Protocol):
     async def read_authority(self, query: AuthorityQuery) -> AuthorityRows:
         """Return the bindings of the agents, the keys that they and the platform may use, and the keys named.
 
+        With a key that is named comes a binding of its agent, or of the first agent of its owner, if there is one.
+
         Revoked keys are returned only when they are named.
         """
         ...

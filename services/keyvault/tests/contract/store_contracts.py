@@ -299,7 +299,9 @@ class AuthorityStoreContract:
         assert await read("agent-2") == (["agent-2"], [])
         assert await read("unknown") == ([], [])
         assert await read(platform=True) == ([], [4])
-        assert await read(keys=frozenset({key_id(5), key_id(3)})) == ([], [3, 5])
+        assert await read(keys=frozenset({key_id(2)})) == (["agent-1"], [2])
+        assert await read(keys=frozenset({key_id(3)})) == ([], [3])
+        assert await read(keys=frozenset({key_id(5)})) == (["agent-1"], [5])
 
     async def test_leases_are_appended_while_their_rows_are_the_present_ones(
         self, store: Store, scribe: Scribe

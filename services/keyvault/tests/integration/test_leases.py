@@ -206,6 +206,23 @@ async def test_validation_tests_any_key_of_its_owner_but_a_revoked_one(
     assert not revoked.sealed_leases
 
 
+async def test_a_test_call_is_limited_by_the_organization_of_the_agents(
+    shared_vault: Vault, customer: Owner, router: RouterProcess
+) -> None:
+    """An owner whose agents are in an organization tests a key on that account: the owner has none of their own."""
+    key = await customer.key()
+    await shared_vault.bind(
+        customer.agent_id,
+        customer.owner_id,
+        account=account_pb2.Account(organization_id="org"),
+        expected_account=account_pb2.Account(owner_id=customer.owner_id),
+    )
+    lease = (await router.acquire(validation_item(key.key_id, customer.owner_id))).results[0].lease
+    assert (lease.account.organization_id, lease.owner_id) == ("org", customer.owner_id)
+    assert lease.owned_by.owner_id == customer.owner_id
+    assert lease.binding_index > 0
+
+
 async def test_outcomes_move_the_key(customer: Owner, router: RouterProcess) -> None:
     """Rejected and no credit take a key out of use; a success does not bring it back, a validation does."""
     key = await customer.key()

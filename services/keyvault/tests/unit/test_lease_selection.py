@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -29,7 +30,7 @@ from keyvault.domain.leases import (
     select,
     select_for_validation,
 )
-from keyvault.domain.ownership import PLATFORM, Holder, Principal, Scope
+from keyvault.domain.ownership import PLATFORM, Account, AccountKind, Holder, Principal, Scope, owner_account
 from keyvault.domain.provider_keys import KeyState, Operation, StoredKey
 from services.keyvault.tests.unit.builders import NOW, agent_holder, owner_holder, stored_binding, stored_key
 
@@ -141,7 +142,20 @@ def test_platform_keys_are_the_platforms_alone() -> None:
 def test_validation_leases_a_key_in_any_state_but_revoked(state: KeyState) -> None:
     """A test call is what brings a key out of these states."""
     purpose = ValidationPurpose("1", Principal(owner_id="owner-1"))
-    assert select_for_validation(purpose, key("1", state=state)).key.key.state is state
+    assert select_for_validation(purpose, key("1", state=state), []).key.key.state is state
+
+
+def test_a_test_call_is_limited_by_the_account_of_the_owners_agents() -> None:
+    """A binding of the key's own agent, or of any agent of its owner; without one, the owner's own account."""
+    organization = Account(AccountKind.ORGANIZATION, "org-1")
+    bound = replace(BINDING, binding=replace(BINDING.binding, account=organization))
+    purpose = ValidationPurpose("1", Principal(owner_id="owner-1"))
+    strangers = [stored_binding("agent-2"), stored_binding("agent-1", "owner-2")]
+    of_agent = key("1", holder=agent_holder())
+    assert select_for_validation(purpose, of_agent, [*strangers, bound]).account == organization
+    assert select_for_validation(purpose, of_agent, strangers).account == owner_account("owner-1")
+    assert select_for_validation(purpose, key("1"), [strangers[1], bound]).account == organization
+    assert select_for_validation(purpose, key("1"), []).account == owner_account("owner-1")
 
 
 def test_validation_of_anothers_key_finds_nothing() -> None:
@@ -149,9 +163,11 @@ def test_validation_of_anothers_key_finds_nothing() -> None:
     purpose = ValidationPurpose("1", Principal(owner_id="owner-2"))
     for found in (None, key("1")):
         with pytest.raises(ProviderKeyNotFoundError):
-            select_for_validation(purpose, found)
+            select_for_validation(purpose, found, [BINDING])
     with pytest.raises(ProviderKeyRevokedError):
-        select_for_validation(ValidationPurpose("1", Principal(owner_id="owner-1")), key("1", state=KeyState.REVOKED))
+        select_for_validation(
+            ValidationPurpose("1", Principal(owner_id="owner-1")), key("1", state=KeyState.REVOKED), []
+        )
 
 
 def test_a_caller_cannot_drain_the_vault() -> None:

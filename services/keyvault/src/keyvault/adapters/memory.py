@@ -185,6 +185,7 @@ class MemoryAuthority(ProviderKeyStore, BindingStore, LeaseLog, AuditLog, Author
     async def read_authority(self, query: AuthorityQuery) -> AuthorityRows:
         bindings = [rows[-1] for agent_id, rows in self.binding_rows.items() if agent_id in query.agent_ids]
         owners = {binding.owner_id for binding in bindings}
+        bindings += self._bindings_of(query.key_ids)
         keys = []
         for rows in self.key_rows.values():
             columns = rows[-1].found_by
@@ -230,6 +231,18 @@ class MemoryAuthority(ProviderKeyStore, BindingStore, LeaseLog, AuditLog, Author
     def entries(self) -> list[AuditEntry]:
         """Return what is in the log."""
         return [decode_leaf(leaf) for _, leaf in self.leaves]
+
+    def _bindings_of(self, key_ids: frozenset[str]) -> list[BindingRow]:
+        present = [rows[-1] for _, rows in sorted(self.binding_rows.items())]
+        found: dict[str, BindingRow] = {}
+        for key_id in key_ids & self.key_rows.keys():
+            columns = self.key_rows[key_id][-1].found_by
+            if columns.scope == Scope.AGENT:
+                fitting = [row for row in present if row.agent_id == columns.agent_id]
+            else:
+                fitting = [row for row in present if columns.scope == Scope.OWNER and row.owner_id == columns.owner_id]
+            found.update({row.agent_id: row for row in fitting[:1]})
+        return list(found.values())
 
     def _present(self, provider_key_id: str) -> KeyRow | None:
         rows = self.key_rows.get(provider_key_id)

@@ -17,7 +17,7 @@ from keyvault.domain.errors import (
     LeaseBoundReachedError,
     ProviderKeyNotFoundError,
 )
-from keyvault.domain.ownership import PLATFORM, Account, Principal, Scope, owner_account
+from keyvault.domain.ownership import PLATFORM, Account, Holder, Principal, Scope, owner_account
 from keyvault.domain.provider_keys import LEASED_STATES, KeyState, Operation, StoredKey
 
 if TYPE_CHECKING:
@@ -182,8 +182,12 @@ def select(
     )
 
 
-def select_for_validation(purpose: ValidationPurpose, key: StoredKey | None) -> Selection:
-    """Return the one key that is to be tested, in whatever state but REVOKED. The account is that of the key's owner.
+def select_for_validation(
+    purpose: ValidationPurpose, key: StoredKey | None, bindings: Iterable[StoredBinding]
+) -> Selection:
+    """Return the one key that is to be tested, in whatever state but REVOKED.
+
+    The account that is limited is the one that the owner's agents belong to; the owner's own while none is bound.
 
     Raises:
         ProviderKeyNotFoundError: there is no such key, or it is another owner's.
@@ -193,7 +197,10 @@ def select_for_validation(purpose: ValidationPurpose, key: StoredKey | None) -> 
         message = "there is no such provider key"
         raise ProviderKeyNotFoundError(message, provider_key_id=purpose.provider_key_id)
     key.key.ensure_not_revoked()
-    return Selection(key=key, account=key.key.holder.owned_by, binding=None)
+    holder = key.key.holder
+    binding = next((each for each in bindings if _is_of(each, holder)), None)
+    account = holder.owned_by if binding is None else binding.binding.account
+    return Selection(key=key, account=account, binding=binding)
 
 
 @dataclass(slots=True)
@@ -231,6 +238,11 @@ class DistinctKeyBound:
             if at > oldest:
                 return
             del seen[provider_key_id]
+
+
+def _is_of(binding: StoredBinding, holder: Holder) -> bool:
+    is_agents = holder.agent_id in ("", binding.binding.agent_id)
+    return is_agents and holder.owned_by == owner_account(binding.binding.owner_id)
 
 
 def _order(stored: StoredKey) -> tuple[int, int, str]:

@@ -101,6 +101,7 @@ class _Authority:
 
     head: int
     bindings: dict[str, StoredBinding | DomainError] = field(default_factory=dict)
+    of_owner: dict[str, list[str]] = field(default_factory=dict)
     by_id: dict[str, StoredKey | DomainError] = field(default_factory=dict)
     by_agent: dict[str, list[StoredKey | DomainError]] = field(default_factory=dict)
     by_owner: dict[str, list[StoredKey | DomainError]] = field(default_factory=dict)
@@ -181,6 +182,7 @@ class AcquireLeases:
         authority = _Authority(rows.head)
         for binding in rows.bindings:
             authority.bindings[binding.agent_id] = await self._verified_binding(binding)
+            authority.of_owner.setdefault(binding.owner_id, []).append(binding.agent_id)
         for row in rows.keys:
             stored = await self._verified_key(row)
             # By the columns on purpose: an edited column must spoil the item that it leads to, not hide the row.
@@ -265,7 +267,7 @@ class AcquireLeases:
                     provider_key_id=selection.key.key.provider_key_id,
                     key_version=selection.key.key.key_version,
                     key_state=int(selection.key.key.state),
-                    agent_id=selection.agent_id,
+                    agent_id=_agent_concerned(asked, selection),
                     account=selection.account,
                     details=_details(asked, lease_id),
                 ),
@@ -307,7 +309,19 @@ class AcquireLeases:
 def _selected_for_validation(purpose: ValidationPurpose, authority: _Authority) -> Selection:
     stored = authority.by_id.get(purpose.provider_key_id)
     key = None if stored is None else _believed_key(stored)
-    return select_for_validation(purpose, key)
+    bindings = [] if key is None else [_believed_binding(each) for each in _bindings_for(key, authority)]
+    return select_for_validation(purpose, key, bindings)
+
+
+def _bindings_for(key: StoredKey, authority: _Authority) -> list[StoredBinding | DomainError]:
+    holder = key.key.holder
+    return [authority.bindings[name] for name in authority.of_owner.get(holder.owned_by.party_id, ())]
+
+
+def _believed_binding(found: StoredBinding | DomainError) -> StoredBinding:
+    if isinstance(found, DomainError):
+        raise found
+    return found
 
 
 def _believed(found: StoredBinding | DomainError | None) -> StoredBinding | None:
@@ -327,6 +341,12 @@ def _outcome(asked: _Asked) -> LeaseOutcome:
     if asked.outcome is None:
         raise AssertionError("an item was left without an outcome")
     return asked.outcome
+
+
+def _agent_concerned(asked: _Asked, selection: Selection) -> str:
+    # The binding that tells a test call's account may be that of any agent of the owner: the call is not that agent's.
+    is_of_agent = isinstance(asked.item.purpose, AgentPurpose)
+    return selection.agent_id if is_of_agent else selection.key.key.holder.agent_id
 
 
 def _details(asked: _Asked, lease_id: str) -> tuple[tuple[str, str], ...]:

@@ -68,7 +68,9 @@ _REQUEST: Final = """
 _FORGET_REQUESTS: Final = "DELETE FROM requests WHERE create_time < now() - $1::interval"
 _HEAD: Final = "SELECT last_index FROM audit_head"
 _AUTHORITY: Final = """
-    WITH bound AS MATERIALIZED (
+    WITH named AS MATERIALIZED (
+        SELECT k.* FROM agent_ai_keys k WHERE k.superseded_index IS NULL AND k.provider_key_id = ANY($2)
+    ), bound AS MATERIALIZED (
         SELECT b.agent_id, b.owner_id, b.audit_index, b.record, b.mac_key_version, b.mac
         FROM agent_bindings b WHERE b.agent_id = ANY($1) AND b.superseded_index IS NULL
     ), found AS (
@@ -82,7 +84,16 @@ _AUTHORITY: Final = """
         SELECT k.* FROM agent_ai_keys k
         WHERE $3 AND k.superseded_index IS NULL AND k.scope = 4 AND k.state <> 7
         UNION ALL
-        SELECT k.* FROM agent_ai_keys k WHERE k.superseded_index IS NULL AND k.provider_key_id = ANY($2)
+        SELECT named.* FROM named
+    ), of_named AS (
+        SELECT b.* FROM agent_bindings b
+        WHERE b.superseded_index IS NULL AND b.agent_id IN (SELECT agent_id FROM named WHERE scope = 1)
+        UNION ALL
+        SELECT b.* FROM (SELECT DISTINCT owner_id FROM named WHERE scope = 2) o
+        CROSS JOIN LATERAL (
+            SELECT * FROM agent_bindings WHERE superseded_index IS NULL AND owner_id = o.owner_id
+            ORDER BY agent_id LIMIT 1
+        ) b
     )
     SELECT 'head' AS part, last_index AS audit_index, NULL AS provider_key_id, NULL::smallint AS scope,
            NULL::smallint AS owner_kind, NULL AS owner_id, NULL AS agent_id, NULL AS provider, NULL AS base_url,
@@ -93,6 +104,10 @@ _AUTHORITY: Final = """
     SELECT 'binding', audit_index, NULL, NULL, NULL, owner_id, agent_id, NULL, NULL, NULL, NULL, NULL, record,
            mac_key_version, mac
     FROM bound
+    UNION ALL
+    SELECT 'binding', audit_index, NULL, NULL, NULL, owner_id, agent_id, NULL, NULL, NULL, NULL, NULL, record,
+           mac_key_version, mac
+    FROM of_named
     UNION ALL
     SELECT 'key', audit_index, provider_key_id, scope, owner_kind, owner_id, agent_id, provider, base_url, priority,
            state, key_version, record, mac_key_version, mac
