@@ -10,6 +10,8 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import structlog
+
 from byok.keyvault.v1.lease_service_pb2_grpc import LeaseServiceStub
 from byok.metering.v1.admission_service_pb2_grpc import AdmissionServiceStub
 from byok.router.v1 import operation_service_pb2, provider_service_pb2
@@ -58,10 +60,13 @@ if TYPE_CHECKING:
     from router.domain.receipts import Receipt
     from router.ports import ProviderTransport
     from servicekit.channels import RotatingChannel
+    from servicekit.refusals import Refusal
     from servicekit.settings import PeerSettings
 
 SERVICE: Final = "router"
 ACCESS_FILE: Final = Path(__file__).with_name("access.toml")
+
+_log = structlog.get_logger("router.app")
 
 _OPERATION_SERVICE: Final = "byok.router.v1.OperationService"
 _PROVIDER_SERVICE: Final = "byok.router.v1.ProviderService"
@@ -233,9 +238,15 @@ def _server(base: _Base, custody: _Custody, admission: MeteringClient, transport
             ServedService(add_ProviderServiceServicer_to_server, providers, _PROVIDER_SERVICE),
         ],
         tracer=make_tracer(SERVICE, settings.telemetry),
+        on_refusal=_tell_refusal,
         drain_hooks=[admission.drain],
         message_bytes_max={f"{_OPERATION_SERVICE}/GenerateEmbeddings": settings.embedding_request_bytes_max},
     )
+
+
+def _tell_refusal(refusal: Refusal) -> None:
+    # The Router keeps no audit of its own; whoever collects its log does.
+    _log.warning("caller.refused", caller=refusal.caller, method=refusal.method, count=refusal.count)
 
 
 def _servicers(
@@ -248,7 +259,7 @@ def _servicers(
         codecs=Codecs(), catalogue=catalogue, costs=Costs(prices=prices, catalogue=catalogue, clock=clock)
     )
     routes = RouteSelection(catalogue)
-    seal = AnswerCipher(_answer_key(settings.answer_key_file))
+    seal = _answer_cipher(settings.answer_key_file)
     prompts = _prompts()
     calls = ProviderCalls(
         keys=custody.cache,
@@ -298,9 +309,9 @@ async def _channel(base: _Base, peer: PeerSettings, stack: contextlib.AsyncExitS
     return await stack.enter_async_context(channel)
 
 
-def _answer_key(file: Path) -> bytes:
+def _answer_cipher(file: Path) -> AnswerCipher:
     try:
-        return bytes.fromhex(file.read_text(encoding="ascii").strip())
+        return AnswerCipher(bytes.fromhex(file.read_text(encoding="ascii").strip()))
     except (OSError, ValueError):
         # Neither the file's text nor what is wrong with it: both may tell of the key.
         message = "answer_key_file must name a readable file of 64 hexadecimal digits"

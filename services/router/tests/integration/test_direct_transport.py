@@ -208,6 +208,30 @@ async def test_a_compressed_answer_within_its_bound_is_read() -> None:
     assert response.body == b'{"a":1}'
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd"])
+@pytest.mark.parametrize("body", [b"", b"not compressed at all"])
+async def test_an_error_that_cannot_be_decompressed_keeps_its_status(encoding: str, body: bytes) -> None:
+    """A gateway's page in an encoding nobody asked for is still its refusal, and no answer that was billed."""
+    reply = answer(body, status="429 Slow Down", headers=f"content-encoding: {encoding}\r\nretry-after: 3\r\n")
+    response = await send_to(replying(reply))
+    assert (response.status, response.body, response.headers["Retry-After"]) == (429, b"", "3")
+
+
+async def test_an_empty_answer_needs_no_decompressing() -> None:
+    """A success without a body is handed on as it is, whatever its encoding says."""
+    assert (await send_to(replying(answer(b"", headers="content-encoding: gzip\r\n")))).body == b""
+
+
+async def test_an_address_that_reads_in_two_ways_is_refused_in_our_own_words() -> None:
+    """Brackets around another host neither reach an exempt server nor raise what nobody expects."""
+    async with provider(replying(answer(b"{}"))) as server, transport_to(server.port) as transport:
+        for url in (f"http://10.0.0.5[127.0.0.1]:{server.port}/", f"http://[::1]127.0.0.1:{server.port}/"):
+            with pytest.raises(EgressForbiddenError) as refused:
+                await transport.send(request(0, url=url), attempt())
+            assert refused.value.rule == "SYNTAX"
+        assert server.connections == 0
+
+
 async def test_a_redirect_is_refused_and_not_followed() -> None:
     """Whatever a provider redirects to is never asked."""
     async with provider(replying(answer(b"", status="307 Go", headers="location: http://127.0.0.1:1/\r\n"))) as server:

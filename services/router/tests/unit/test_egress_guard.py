@@ -24,6 +24,7 @@ PRIVATE_ADDRESSES = (
     "192.0.0.192",
     "192.168.0.1",
     "198.18.0.1",
+    "198.19.255.255",
     "203.0.113.7",
     "224.0.0.1",
     "239.255.255.250",
@@ -41,6 +42,12 @@ PRIVATE_ADDRESSES = (
     "2001::1",
     "2001:db8::1",
     "2002:7f00:1::",
+    "2002:808:808::1",
+    "::ffff:0:127.0.0.1",
+    "2606:4700::1%lo",
+    "3fff::1",
+    "5f00::1",
+    "4000::1",
     "fc00::1",
     "fd00:ec2::254",
     "fe80::1",
@@ -89,6 +96,12 @@ def test_what_is_no_address_is_refused(address: str) -> None:
         "https://[::1]/",
         "https://[::ffff:127.0.0.1]/",
         "https://[fe80::1%25eth0]/",
+        "https://10.0.0.5[::1]/",
+        "https://[::1]api.example.com/",
+        "https://api.example.com[::1]:8443/",
+        "https://api.example.com:+443/",
+        "https://api.example.com:443:80/",
+        "https://api.example.com%00.evil.example/",
         "https://8.8.8.8/",
         "https://example.com./",
         "https://localhost/",
@@ -128,11 +141,22 @@ def test_public_https_urls_pass(url: str) -> None:
 
 def test_an_exempt_host_is_exempt_at_its_port_only() -> None:
     """The allow-list names host and port; neither another port nor a trailing dot inherits the exemption."""
-    policy = EgressPolicy(["localhost:11434", "127.0.0.1:8080"])
+    policy = EgressPolicy(["localhost:11434", "127.0.0.1:8080", "[::1]:8443"])
     assert policy.endpoint("http://localhost:11434/api/chat").is_exempt
     assert policy.endpoint("http://LOCALHOST:11434/api/chat").is_exempt
     assert policy.endpoint("https://127.0.0.1:8080/").is_exempt
-    for url in ("http://localhost:11435/", "http://localhost.:11434/", "http://127.0.0.1:8081/", "http://127.1:8080/"):
+    assert policy.endpoint("http://[::1]:8443/v1").is_exempt
+    for url in (
+        "http://localhost:11435/",
+        "http://localhost.:11434/",
+        "http://127.0.0.1:8081/",
+        "http://127.1:8080/",
+        "http://[::1]:8444/",
+        "http://10.0.0.5[::1]:8443/",
+        "http://[::1]10.0.0.5:8443/",
+        "http://localhost:11434@10.0.0.5/",
+        "http://10.0.0.5:11434[localhost]:11434/",
+    ):
         with pytest.raises(EgressForbiddenError):
             policy.endpoint(url)
 

@@ -4,6 +4,7 @@ It knows HTTP and its bounds; it must not know what a vendor's status or body me
 """
 
 import io
+import socket
 import ssl
 import zlib
 from collections.abc import AsyncIterator, Callable
@@ -30,7 +31,7 @@ from router.domain.errors import (
 from router.domain.refusals import EgressForbiddenError
 from router.domain.wire import WireRequest, WireResponse
 from router.ports import Attempt, ProviderTransport
-from router.transports.egress_guard import EgressPolicy, GuardedResolver, Resolve, guarded_socket
+from router.transports.egress_guard import EgressPolicy, Endpoint, GuardedResolver, Resolve, guarded_socket
 from servicekit.clock import Clock
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ _USER_AGENT = "byok-router/1"
 _WHOLE_BODY_BYTES_MAX = 2**20 - 1
 _ENDPOINTS_MAX = 4096
 _REDIRECTS = 3
+_CLIENT_ERROR = 400
 _DECODABLE = frozenset({"gzip", "x-gzip", "deflate"})
 
 
@@ -151,7 +153,7 @@ class DirectTransport(ProviderTransport):
         target = self._targets.get(url)
         if target is None:
             endpoint = self._policy.endpoint(url)
-            target = _Target(URL(url, encoded=True), self._exempt if endpoint.is_exempt else self._public)
+            target = _Target(_parsed(url, endpoint), self._exempt if endpoint.is_exempt else self._public)
             if len(self._targets) >= _ENDPOINTS_MAX:
                 self._targets.clear()
             self._targets[url] = target
@@ -172,9 +174,15 @@ class DirectTransport(ProviderTransport):
                 raise MalformedAnswerError(provider=provider, rule="answer_too_large", status=response.status)
             chunks.append(chunk)
         body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        encoding = response.headers.get("content-encoding", "identity").lower()
-        if encoding not in {"identity", ""}:
-            body = _decompress(body, encoding, limit=limit, provider=provider)
+        encoding = response.headers.get("content-encoding", "").strip().lower()
+        if body and encoding not in {"identity", ""}:
+            try:
+                body = _decompress(body, encoding, limit=limit, provider=provider)
+            except ProviderError:
+                # Of an error, the status says enough; what it says must not turn into an answer that was billed.
+                if response.status < _CLIENT_ERROR:
+                    raise
+                body = b""
         return WireResponse(status=response.status, headers=response.headers, body=body, receive_time=receive_time)
 
 
@@ -194,7 +202,8 @@ async def open_direct_transport(
         tls.load_verify_locations(cafile=extra_ca_file)
 
     async def ask_dns(host: str, port: int) -> list[aiohttp.abc.ResolveResult]:
-        return await inner.resolve(host, port)
+        # Left out, the family is IPv4, and a network of IPv6 alone would reach nobody.
+        return await inner.resolve(host, port, socket.AF_UNSPEC)
 
     guarded = _GatedConnector(
         resolver=GuardedResolver(resolve or ask_dns),
@@ -242,6 +251,17 @@ def _headers(request: WireRequest, attempt: Attempt) -> dict[str, str]:
             raise KeyRejectedError(provider=attempt.provider, rule="unsendable_key")
         headers[request.auth.header] = value
     return headers
+
+
+def _parsed(url: str, endpoint: Endpoint) -> URL:
+    """Return the URL as aiohttp reads it, which must lead where the guard was told."""
+    try:
+        parsed = URL(url, encoded=True)
+    except ValueError:
+        parsed = URL()
+    if ((parsed.raw_host or "").lower(), parsed.port) != (endpoint.host, endpoint.port):
+        raise EgressForbiddenError("The address can be read in two ways.", rule="SYNTAX")
+    return parsed
 
 
 def _decompress(body: bytes, encoding: str, *, limit: int, provider: str) -> bytes:

@@ -21,11 +21,15 @@ from router.domain.refusals import EgressForbiddenError
 AddressInfo = tuple[int | socket.AddressFamily, int | socket.SocketKind, int, str, tuple[object, ...]]
 Resolve = Callable[[str, int], Awaitable[list[ResolveResult]]]
 
-URL_LENGTH_MAX = 2048
+# A base URL as long as KeyVault takes one, and the dialect's path after it.
+URL_LENGTH_MAX = 2048 + 256
 _NAME_LENGTH_MAX = 253
 # Control characters, spaces, and the backslash that browsers read as a slash.
 _UNSPEAKABLE = re.compile(r"[\x00-\x20\x7f\\]")
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)", re.ASCII | re.IGNORECASE)
+# The standard library takes the brackets of an IPv6 address anywhere, and would read another host than aiohttp does:
+# `10.0.0.1[::1]` as `::1`, which an operator may have exempted.
+_NETLOC = re.compile(r"(?:\[[0-9a-f:.]+\]|[^\[\]@:%]+)(?::[0-9]{1,5})?", re.ASCII | re.IGNORECASE)
 # The last label of a host decides: WHATWG's URL parser reads `127.1`, `0x7f.1` and `2130706433` as
 # IPv4 because they end in a number, and so do the libc functions below a resolver.
 _NUMERIC_LABEL = re.compile(r"(?:[0-9]+|0x[0-9a-f]*)", re.ASCII | re.IGNORECASE)
@@ -77,7 +81,7 @@ class EgressPolicy:
     """The rules of where the Router may connect, with the operator's exemptions."""
 
     def __init__(self, allowed_hosts: Iterable[str] = ()) -> None:
-        """Take `host:port` entries that may use http and private addresses."""
+        """Take `host:port` entries that may use http and private addresses; an IPv6 address stands in brackets."""
         self._allowed = frozenset(entry.lower() for entry in allowed_hosts)
 
     def endpoint(self, url: str) -> Endpoint:
@@ -89,7 +93,8 @@ class EgressPolicy:
         parts = _split(url)
         host = parts.hostname or ""
         port = _port(parts)
-        is_exempt = f"{host}:{port}" in self._allowed
+        shown_host = f"[{host}]" if ":" in host else host
+        is_exempt = f"{shown_host}:{port}" in self._allowed
         if is_exempt:
             return Endpoint(host=host, port=port, is_exempt=True)
         if parts.scheme != "https":
@@ -106,7 +111,6 @@ def check_address(address: str) -> None:
             reserved, or carries such an IPv4 address inside an IPv6 one.
     """
     try:
-        # A scope (`fe80::1%eth0`) only exists on link-local addresses, which the parse keeps.
         parsed = ipaddress.ip_address(address)
     except ValueError:
         raise EgressForbiddenError("The resolver answered with something that is no address.", rule="ADDRESS") from None
@@ -158,6 +162,8 @@ def _split(url: str) -> SplitResult:
         raise EgressForbiddenError("The address cannot be parsed.", rule="SYNTAX") from None
     if parts.username is not None or parts.password is not None:
         raise EgressForbiddenError("The address must not carry credentials.", rule="CREDENTIALS")
+    if not _NETLOC.fullmatch(parts.netloc):
+        raise EgressForbiddenError("The address must name a host, and a port or none.", rule="SYNTAX")
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.fragment:
         raise EgressForbiddenError("The address must be https, with a host and no fragment.", rule="SYNTAX")
     return parts
@@ -189,4 +195,6 @@ def _is_forbidden(address: IPv4Address | IPv6Address) -> bool:
         inner = IPv4Address(int(address) & 0xFFFFFFFF)
     if inner is not None:
         return _is_forbidden(inner)
-    return address not in _UNICAST_V6 or any(address in network for network in _FORBIDDEN_V6)
+    # A zone binds an address to one interface of this machine, which no public one needs.
+    is_bound = address.scope_id is not None
+    return is_bound or address not in _UNICAST_V6 or any(address in network for network in _FORBIDDEN_V6)
