@@ -64,7 +64,7 @@ def _guardrail(customer: Customer, **changes: object) -> operation_service_pb2.E
         ("request_id", "not-a-uuid", "context.request_id"),
         ("request_id", "0192F0C4-9D3A-7000-8000-000000000000", "context.request_id"),
         ("request_id", new_uuid7(_NOW - timedelta(days=36)), "context.request_id"),
-        ("request_id", new_uuid7(_NOW + timedelta(minutes=10)), "context.request_id"),
+        ("request_id", new_uuid7(_NOW + timedelta(hours=10)), "context.request_id"),
         ("agent_id", "", "context.attribution"),
         ("agent_id", "agent\nwith a line", "context.agent_id"),
         ("agent_id", "a" * 129, "context.agent_id"),

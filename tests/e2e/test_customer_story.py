@@ -56,15 +56,7 @@ async def test_the_whole_story(customer: Customer, simulator_control: SimulatorC
         assert len(each.values) == 1024
         assert math.isclose(sum(value * value for value in each.values), 1, rel_tol=1e-3)
 
-    entries = await customer.wait_for_entries(3)
-    by_request = {entry.request_id: entry for entry in entries}
-    for answer in (good, bad):
-        entry = by_request[answer.request_id]
-        assert entry.usage.cost_nano_usd == answer.receipt.usage.cost_nano_usd
-        assert entry.key_id == key.key_id
-        assert entry.lease_id == answer.receipt.lease_id
-    summary = await customer.summary()
-    assert summary.settled_cost_nano_usd == sum(entry.usage.cost_nano_usd for entry in entries)
+    await _check_books(customer, good, bad)
 
     await customer.cap(2)
     calls = await _calls(simulator_control, customer.secret("openai"))
@@ -80,6 +72,20 @@ async def test_the_whole_story(customer: Customer, simulator_control: SimulatorC
     assert failure is not None
     assert failure.disposition == operation_result_pb2.DISPOSITION_HOLD
     assert await _calls(simulator_control, customer.secret("openai")) == calls
+
+
+async def _check_books(customer: Customer, *answers: operation_service_pb2.EvaluateGuardrailResponse) -> None:
+    """Hold the ledger against what the answers said, entry by entry and in sum."""
+    # Two probes of the validation, two evaluations and an embedding.
+    entries = await customer.wait_for_entries(5)
+    by_request = {entry.request_id: entry for entry in entries}
+    for answer in answers:
+        entry = by_request[answer.request_id]
+        assert entry.usage.cost_nano_usd == answer.receipt.usage.cost_nano_usd
+        assert entry.key_id == answer.receipt.key_id
+        assert entry.lease_id == answer.receipt.lease_id
+    summary = await customer.summary()
+    assert summary.settled_cost_nano_usd == sum(entry.usage.cost_nano_usd for entry in entries)
 
 
 @pytest.mark.parametrize("provider", list(VENDORS))

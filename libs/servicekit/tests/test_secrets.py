@@ -1,5 +1,6 @@
 import copy
 import pickle
+from collections.abc import Callable
 
 import pytest
 
@@ -16,10 +17,10 @@ def test_a_secret_shows_itself_nowhere() -> None:
 
 
 @pytest.mark.parametrize("leak", [pickle.dumps, copy.copy, copy.deepcopy])
-def test_a_secret_is_not_copied(leak: object) -> None:
+def test_a_secret_is_not_copied(leak: Callable[[Secret], object]) -> None:
     """Pickling and copying would multiply what is to be wiped."""
     with pytest.raises(TypeError):
-        leak(Secret(_CANARY))  # type: ignore[operator]
+        leak(Secret(_CANARY))
 
 
 def test_a_wiped_secret_is_gone() -> None:

@@ -57,7 +57,7 @@ CREATE: dict[str, tuple[dict[str, Any], str, str]] = {
     "a request id in capitals": ({"request_id": new_id().upper()}, "request_id", "REQUEST_ID_MALFORMED"),
     "an old request id": ({"request_id": old_id(timedelta(days=36))}, "request_id", "REQUEST_ID_TOO_OLD"),
     "a request id of the future": (
-        {"request_id": old_id(timedelta(minutes=-6))},
+        {"request_id": old_id(timedelta(hours=-6))},
         "request_id",
         "REQUEST_ID_IN_FUTURE",
     ),
