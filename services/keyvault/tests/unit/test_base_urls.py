@@ -7,7 +7,7 @@ import pytest
 from keyvault.domain.base_urls import canonical_base_url
 from servicekit.errors import InvalidArgumentError
 
-ALLOWED = ("localhost:11434", "10.0.0.7:8080", "gpu.local:443", "::1:8443")
+ALLOWED = ("localhost:11434", "10.0.0.7:8080", "gpu.local:443", "[::1]:8443")
 
 CANONICAL = {
     "https://api.example.com": "https://api.example.com",
@@ -33,6 +33,9 @@ REFUSED = {
     "ftp://api.example.com": "BASE_URL_NOT_HTTPS",
     "javascript:alert(1)": "BASE_URL_NOT_HTTPS",
     "https://": "BASE_URL_MALFORMED",
+    "https://10.0.0.9[::1]:8443": "BASE_URL_MALFORMED",
+    "https://[::1]api.example.com:8443": "BASE_URL_MALFORMED",
+    "https://[::2]:8443": "BASE_URL_IS_ADDRESS",
     "https:///v1": "BASE_URL_MALFORMED",
     "https://user:pass@api.example.com": "BASE_URL_HAS_CREDENTIALS",
     "https://@api.example.com": "BASE_URL_HAS_CREDENTIALS",

@@ -21,6 +21,9 @@ _PORT_MAX: Final = 65535
 _DEFAULT_PORTS: Final = {"https": 443, "http": 80}
 _LABEL: Final = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)")
 _NUMERIC_LABEL: Final = re.compile(r"[0-9]+|0x[0-9a-f]*")
+_NETLOC: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+(?:%[^\[\]]*)?\]|[^\[\]:]*)(?::[^\[\]:]*)?")
+"""The standard library takes the brackets of an IPv6 address anywhere and forgets what stands around them."""
+
 _PATH: Final = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*")
 _PRINTABLE: Final = re.compile(r"[\x21-\x7e]*")
 _PRIVATE_SUFFIXES: Final = (
@@ -48,7 +51,8 @@ def canonical_base_url(text: str, *, allowed_hosts: Collection[str], field: str 
 
     Args:
         text: What the owner sent.
-        allowed_hosts: `host:port` pairs that the operator exempts from the rules on private names, addresses and http.
+        allowed_hosts: `host:port` pairs that the operator exempts from the rules on private names, addresses and http;
+            an IPv6 address stands in brackets.
         field: Path of the field, for the error.
 
     Raises:
@@ -56,10 +60,10 @@ def canonical_base_url(text: str, *, allowed_hosts: Collection[str], field: str 
     """
     parts = _split(text, field)
     host, port = _host_and_port(parts, field)
-    if f"{host}:{port}" not in allowed_hosts:
+    shown_host = f"[{host}]" if ":" in host else host
+    if f"{shown_host}:{port}" not in allowed_hosts:
         _check_public(parts.scheme, host, field)
     path = _canonical_path(parts.path, field)
-    shown_host = f"[{host}]" if ":" in host else host
     shown_port = "" if port == _DEFAULT_PORTS[parts.scheme] else f":{port}"
     return f"{parts.scheme}://{shown_host}{shown_port}{path}"
 
@@ -93,7 +97,7 @@ def _host_and_port(parts: SplitResult, field: str) -> tuple[str, int]:
     except ValueError:
         _refuse(field, "BASE_URL_MALFORMED", f"Send a port from 1 to {_PORT_MAX}, or none.")
     host = (parts.hostname or "").removesuffix(".")
-    if not host:
+    if not host or not _NETLOC.fullmatch(parts.netloc):
         _refuse(field, "BASE_URL_MALFORMED", "Name a host, such as https://api.example.com/v1.")
     if port == 0:
         _refuse(field, "BASE_URL_MALFORMED", f"Send a port from 1 to {_PORT_MAX}, or none.")

@@ -42,7 +42,8 @@ class CheckBaseUrl:
             return canonical_base_url(terms.base_url, allowed_hosts=self._allowed_hosts)
         canonical = canonical_base_url(base_url, allowed_hosts=self._allowed_hosts)
         parts = urlsplit(canonical)
-        place = f"{parts.hostname}:{parts.port or _DEFAULT_PORTS[parts.scheme]}"
+        # The canonical form has no credentials, and an IPv6 address in brackets, as the operator writes it.
+        place = parts.netloc if parts.port else f"{parts.netloc}:{_DEFAULT_PORTS[parts.scheme]}"
         if terms.fixed_hosts and parts.hostname not in terms.fixed_hosts and place not in self._allowed_hosts:
             # Else the key of a vendor could be sent to whoever the base URL names.
             hosts = ", ".join(sorted(terms.fixed_hosts))
