@@ -45,15 +45,18 @@ def settings_of(folder: Path, *, answer_key: str = "ab" * 32) -> tuple[Settings,
 async def running(settings: Settings) -> AsyncIterator[tuple[int, int]]:
     """Serve until the block ends; give the ports."""
     stop = asyncio.Event()
-    ports: asyncio.Future[tuple[int, int]] = asyncio.get_running_loop().create_future()
+    ports: asyncio.Queue[tuple[int, int]] = asyncio.Queue()
     serving = asyncio.create_task(
-        serve(settings, stop, Metrics("router"), announce=lambda *both: ports.set_result(both))
+        serve(settings, stop, Metrics("router"), announce=lambda *both: ports.put_nowait(both))
     )
-    await asyncio.wait({serving, ports}, return_when=asyncio.FIRST_COMPLETED)
+    announced = asyncio.create_task(ports.get())
+    waited: set[asyncio.Task[object]] = {serving, announced}
+    await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
     try:
         if not serving.done():
-            yield ports.result()
+            yield announced.result()
     finally:
+        announced.cancel()
         stop.set()
         await serving
 
