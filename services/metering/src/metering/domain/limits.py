@@ -73,7 +73,7 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True):
         """Return what changes with every change of the limit."""
         return f"v{self.version}"
 
-    def packed(self) -> list[int | str]:
+    def packed(self) -> list[int]:
         """Return the limit as scripts read it; see `lua/prelude.lua`."""
         return [
             self.slot,
@@ -84,7 +84,6 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True):
             0 if self.is_utc else 1,
             1 if self.is_hard else 0,
             self.amount,
-            self.limit_id,
         ]
 
 

@@ -58,6 +58,8 @@ class RedisCounterStore(CounterStore):
         arguments = [_encode(head), _encode(snapshot.calendar.flat()), snapshot.plan, _encode(counters)]
         for field, limits in by_list([limit for limit, _, _, _ in snapshot.counters]).items():
             arguments += [field.encode(), _encode([word for limit in limits for word in limit.packed()])]
+            for limit in limits:
+                arguments += [b"i%d" % limit.slot, limit.limit_id.encode()]
         reply = await self._run(self._load, account, licence, *arguments)
         if reply[0] == b"LOADED":
             return AccountLoaded(reply[1])

@@ -23,7 +23,7 @@ from metering.domain.reservations import HOUR_MS, id_hour
 from metering.ports import DueHold, HoldExpiry, Outbox
 
 _ID_BYTES: Final = 16
-_numbers: Final = msgspec.msgpack.Decoder(list[int | str]).decode
+_words: Final = msgspec.msgpack.Decoder(list[int | str]).decode
 _facts: Final = msgspec.msgpack.Decoder(LedgerFacts).decode
 _encode: Final = msgspec.msgpack.Encoder().encode
 
@@ -150,15 +150,16 @@ def _pairs(found: Any) -> list[tuple[bytes, list[tuple[bytes, dict[bytes, bytes]
 
 
 def _record(position: Watermark, entry: bytes, fields: dict[bytes, bytes]) -> OutboxRecord:
-    words = _numbers(fields[b"f"])
-    payload = fields[b"b"]
+    kind, account, *words = _words(fields[b"f"])
+    raw = fields[b"b"]
+    payload = raw[_ID_BYTES:]
     return OutboxRecord(
         partition=position.partition,
         generation=position.generation,
         sequence=int(entry.partition(b"-")[0]),
-        kind=EventKind(int(fields[b"k"])),
-        account=AccountKey(fields[b"a"].decode()),
-        reservation_id=UUID(bytes=fields[b"r"]),
+        kind=EventKind(kind),
+        account=AccountKey(str(account)),
+        reservation_id=UUID(bytes=raw[:_ID_BYTES]),
         numbers=tuple(word for word in words if isinstance(word, int)),
         rule="".join(word for word in words if isinstance(word, str)),
         facts=_facts(payload) if payload else None,

@@ -23,7 +23,7 @@ call('HSET', KEYS[4], 's', format('%.0f', sequence))
 local record = call('HGET', KEYS[5], hold[1])
 record = record and decode(record)
 local entry = record and ensure_entry(record, hold[2])
-local facts = {now, hold[4], 0, hold[6], hold[7], hold[8], hold[9]}
+local facts = {0, account, now, hold[4], 0, hold[6], hold[7], hold[8], hold[9]}
 local state = hold[3]
 if state == HELD and is_platform_leg == 1 and follows == 0 then
   adjust(KEYS[4], hold, -hold[9], -hold[7], -hold[8])
@@ -33,21 +33,22 @@ if state == HELD and is_platform_leg == 1 and follows == 0 then
     record[entry + 2], record[entry + 3], record[entry + 4] = RELEASED, 0, 0
     save_record(KEYS[5], hold[1], record, now, id_hour)
   end
-  emit(now, sequence, 3, account, id, {now, hold[4]}, '')
+  emit(now, sequence, {3, account, now, hold[4]}, id, '')
   return {'RELEASED', sequence, hold[10]}
 elseif state == HELD then
   local due = next_midnight(hold[4])
-  facts[3] = due
+  facts[1], facts[5] = 4, due
   hold[3], hold[5] = SUSPENSE, due
   call('HSET', KEYS[4], 'h' .. id, pack(hold))
   call('ZADD', KEYS[3], due, id .. account)
   if entry then record[entry + 2] = SUSPENSE end
-  emit(now, sequence, 4, account, id, facts, '')
+  emit(now, sequence, facts, id, '')
 else
   call('HDEL', KEYS[4], 'h' .. id)
   call('ZREM', KEYS[3], id .. account)
   if entry then record[entry + 2] = POSTED end
-  emit(now, sequence, 5, account, id, facts, '')
+  facts[1] = 5
+  emit(now, sequence, facts, id, '')
 end
 if entry then
   record[entry + 3], record[entry + 4] = hold[8], hold[7]

@@ -20,5 +20,5 @@ if record then
   record[entry_of(record, hold[2]) + 3] = expire
   save_record(KEYS[5], field, record, now, id_hour)
 end
-emit(now, sequence, 6, account, id, {now, expire}, '')
+emit(now, sequence, {6, account, now, expire}, id, '')
 return {'EXTENDED', expire}

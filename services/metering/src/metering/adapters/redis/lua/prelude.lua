@@ -4,7 +4,7 @@
 --   {pN}:G:o        stream the outbox; the id of a record is <sequence>-0
 --   {pN}:G:d        zset   what falls due, by time: reservation id .. account key
 --   {pN}:G:a:<acct> hash   v config version, l loading until, s last sequence, c calendar, p plan,
---                          La / Lo:<owner> / Lg:<agent> limits, c<slot>:<start> counters, w<slot> known windows,
+--                          La / Lo:<owner> / Lg:<agent> limits, c<slot>:<start> counters, w<slot> known windows, i<slot> limit ids,
 --                          h<reservation id> open holds and holds in suspense
 --   {pN}:G:i:<hour> hash   operation records whose ids are of that hour; ~a last late write
 --
@@ -22,11 +22,12 @@ local HELD, SETTLED, RELEASED, SUSPENSE, POSTED = 1, 2, 3, 4, 5
 -- Operation record: 1 body hash, 2 holder, 3 sequence that closed it, 0 while it is open, -1 if durable, 4 counted as a call or not, then per attempt:
 -- holder's tail, call index, state, expiry while held else cost, tokens.
 local RECORD, ENTRY = 4, 5
--- Limit: slot, operation, payers, unit, window, own calendar, hard, amount, id.
-local LIMIT = 9
+-- Limit: slot, operation, payers, unit, window, own calendar, hard, amount. Its id stands apart, in i<slot>: only denials
+-- and readers need it.
+local LIMIT = 8
 -- Hold: 1 operation field, 2 attempt, 3 state, 4 reserved at, 5 due at, 6 granted output, 7 tokens, 8 cost, 9 calls,
--- 10 payer, 11 operation, 12 agent, 13 owner, 14 payer rule, then per counter: slot, start, unit.
-local HOLD, COUNTER = 14, 3
+-- 10 payer, 11 operation, 12 agent, 13 owner, 14 payer rule, then per counter: field, unit.
+local HOLD, COUNTER = 14, 2
 local HOUR, DAY = 3600000, 86400000
 
 -- Returns the time and the last sequence, or nothing if the generation is another one. Time never goes back: a step of
@@ -41,9 +42,21 @@ local function enter(generation)
 end
 
 -- Appends a record to the outbox, and the account's and the partition's sequence with it.
-local function emit(now, sequence, kind, account, id, facts, payload)
-  call('XADD', KEYS[2], format('%.0f-0', sequence), 'k', kind, 'a', account, 'r', id, 'f', pack(facts), 'b', payload)
+-- Field f says kind, account and the script's own facts, field b the reservation and the payload as it came.
+local function emit(now, sequence, facts, id, payload)
+  call('XADD', KEYS[2], format('%.0f-0', sequence), 'f', pack(facts), 'b', id .. payload)
   call('HMSET', KEYS[1], 't', format('%.0f', now), 'n', format('%.0f', sequence))
+end
+
+-- Names a counter. Most limits of an account share their windows, and turning a number into text is what costs.
+local starts_as_text = {}
+local function counter(slot, start)
+  local text = starts_as_text[start]
+  if not text then
+    text = format(':%d', start)
+    starts_as_text[start] = text
+  end
+  return 'c' .. slot .. text
 end
 
 local function window(kind, own, at, calendar)
@@ -92,7 +105,7 @@ local function remember(account_key, slot, start, finish, now)
   for i = 1, #known, 2 do
     if known[i] == start then return end
     if known[i + 1] * 60000 + HOUR < now then
-      dropped[#dropped + 1] = format('c%d:%d', slot, known[i])
+      dropped[#dropped + 1] = counter(slot, known[i])
     else
       kept[#kept + 1] = known[i]
       kept[#kept + 1] = known[i + 1]
@@ -109,12 +122,13 @@ local function part(unit, calls, tokens, cost)
   return cost
 end
 
--- Adds to the counters that a hold stands in; one whose window was removed stays removed.
-local function adjust(account_key, hold, calls, tokens, cost)
-  local names = {}
-  for i = HOLD + 1, #hold, COUNTER do names[#names + 1] = format('c%d:%d', hold[i], hold[i + 1]) end
-  if #names == 0 then return end
-  local used, changes = call('HMGET', account_key, unpack(names)), {}
+-- Adds to the counters that a hold stands in, and keeps the account's sequence if one is given. A counter whose window was
+-- removed stays removed.
+local function adjust(account_key, hold, calls, tokens, cost, sequence)
+  local names, changes = {}, {}
+  if sequence then changes[1], changes[2] = 's', format('%.0f', sequence) end
+  for i = HOLD + 1, #hold, COUNTER do names[#names + 1] = hold[i] end
+  local used = #names > 0 and call('HMGET', account_key, unpack(names)) or {}
   for j = 1, #names do
     if used[j] then
       local change = part(hold[HOLD + j * COUNTER], calls, tokens, cost)

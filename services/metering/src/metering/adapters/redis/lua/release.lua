@@ -29,15 +29,14 @@ if not raw_hold then
 end
 local hold = decode(raw_hold)
 sequence = sequence + 1
-adjust(KEYS[4], hold, -hold[9], -hold[7], -hold[8])
+adjust(KEYS[4], hold, -hold[9], -hold[7], -hold[8], sequence)
 if hold[9] == 1 then record[4] = 0 end
 call('HDEL', KEYS[4], 'h' .. id)
-call('HSET', KEYS[4], 's', format('%.0f', sequence))
 call('ZREM', KEYS[3], id .. account)
 -- A leg whose other leg was denied: the same call may be asked for again, under the same attempt.
 if forgets == 1 and entry == #record - ENTRY + 1 then
   for i = #record, entry, -1 do record[i] = nil end
 end
 save_record(KEYS[5], field, record, now, id_hour)
-emit(now, sequence, 3, account, id, {now, hold[4]}, '')
+emit(now, sequence, {3, account, now, hold[4]}, id, '')
 return {'RELEASED', 0, sequence, hold[10]}

@@ -44,7 +44,7 @@ if has_rolled(now, calendar) then return {'ROLL', now} end
 local names, lists, at, scopes, starts, ends = {}, {}, {}, {}, {}, {}
 each_limit(limit_lists(known, 5), operation, payer, now, calendar, function(list, i, scope, start, finish)
   local j = #names + 1
-  names[j], lists[j], at[j], scopes[j], starts[j], ends[j] = format('c%d:%d', list[i], start), list, i, scope, start, finish
+  names[j], lists[j], at[j], scopes[j], starts[j], ends[j] = counter(list[i], start), list, i, scope, start, finish
 end)
 local used = #names > 0 and call('HMGET', KEYS[4], unpack(names)) or {}
 
@@ -58,7 +58,8 @@ for j = 1, #names do
     local room, needed = amount - taken, part(list[i + 3], calls, input + least, fixed + price(least))
     if needed > 0 and needed > room then
       local n = #denied
-      denied[n + 1], denied[n + 2], denied[n + 3], denied[n + 4] = list[i + 8], scopes[j], unit, list[i + 4]
+      denied[n + 1] = call('HGET', KEYS[4], format('i%d', list[i])) or ''
+      denied[n + 2], denied[n + 3], denied[n + 4] = scopes[j], unit, list[i + 4]
       denied[n + 5], denied[n + 6], denied[n + 7], denied[n + 8] = list[i + 1], amount, taken, needed
       denied[n + 9] = ends[j]
     elseif unit == 2 then
@@ -81,7 +82,7 @@ local changes = {'s', format('%.0f', sequence)}
 for j = 1, #names do
   local list, i, n = lists[j], at[j], #hold
   if not used[j] then remember(KEYS[4], list[i], starts[j], ends[j], now) end
-  hold[n + 1], hold[n + 2], hold[n + 3] = list[i], starts[j], list[i + 3]
+  hold[n + 1], hold[n + 2] = names[j], list[i + 3]
   changes[#changes + 1] = names[j]
   changes[#changes + 1] = format('%.0f', (used[j] or 0) + part(list[i + 3], calls, tokens, cost))
 end
@@ -93,5 +94,5 @@ local n = #record
 record[n + 1], record[n + 2], record[n + 3], record[n + 4], record[n + 5] = tail, call_index, HELD, expire, 0
 record[2], record[4] = holder, 1
 save_record(KEYS[5], field, record, now, id_hour)
-emit(now, sequence, 1, account, id, {now, now, expire, granted, tokens, cost, calls}, ARGV[2])
+emit(now, sequence, {1, account, now, now, expire, granted, tokens, cost, calls}, id, ARGV[2])
 return {'GRANTED', attempt, granted, cost, expire, now, sequence, known[4] or ''}

@@ -35,10 +35,10 @@ if not hold then
   local known = call('HMGET', KEYS[4], 'c', 'La', 'Lo:' .. owner, 'Lg:' .. agent)
   if known[1] then
     each_limit(limit_lists(known, 2), operation, payer, reserved_at, decode(known[1]), function(list, i, scope, start, finish)
-      local name, n = format('c%d:%d', list[i], start), #hold
+      local name, n = counter(list[i], start), #hold
       if finish * 60000 + HOUR >= now then
         if call('HSETNX', KEYS[4], name, '0') == 1 then remember(KEYS[4], list[i], start, finish, now) end
-        hold[n + 1], hold[n + 2], hold[n + 3] = list[i], start, list[i + 3]
+        hold[n + 1], hold[n + 2] = name, list[i + 3]
       end
     end)
   end
@@ -56,22 +56,21 @@ sequence = sequence + 1
 if record[entry] == '' then record[entry], record[entry + 1] = sub(holder, 9), call_index end
 if in_suspense == 1 then
   local due = next_midnight(hold[4])
-  adjust(KEYS[4], hold, 0, held_tokens - hold[7], held_cost - hold[8])
+  adjust(KEYS[4], hold, 0, held_tokens - hold[7], held_cost - hold[8], sequence)
   hold[3], hold[5], hold[7], hold[8] = SUSPENSE, due, held_tokens, held_cost
-  call('HMSET', KEYS[4], 'h' .. id, pack(hold), 's', format('%.0f', sequence))
+  call('HSET', KEYS[4], 'h' .. id, pack(hold))
   call('ZADD', KEYS[3], due, id .. account)
   record[entry + 2], record[entry + 3], record[entry + 4] = SUSPENSE, held_cost, held_tokens
   save_record(KEYS[5], field, record, now, id_hour)
-  emit(now, sequence, 4, account, id, {now, hold[4], due, hold[6], held_tokens, held_cost, hold[9]}, ARGV[2])
+  emit(now, sequence, {4, account, now, hold[4], due, hold[6], held_tokens, held_cost, hold[9]}, id, ARGV[2])
   return {'SETTLED', sequence, 0}
 end
-adjust(KEYS[4], hold, 0, tokens - hold[7], cost - hold[8])
+adjust(KEYS[4], hold, 0, tokens - hold[7], cost - hold[8], sequence)
 call('HDEL', KEYS[4], 'h' .. id)
-call('HSET', KEYS[4], 's', format('%.0f', sequence))
 call('ZREM', KEYS[3], id .. account)
 record[entry + 2], record[entry + 3], record[entry + 4] = SETTLED, cost, tokens
 if is_final == 1 then record[3] = sequence end
 save_record(KEYS[5], field, record, now, id_hour)
 local overrun = math.max(0, cost - held_cost)
-emit(now, sequence, 2, account, id, {now, hold[4], hold[9], overrun, was_posted and 1 or 0, hold[14]}, ARGV[2])
+emit(now, sequence, {2, account, now, hold[4], hold[9], overrun, was_posted and 1 or 0, hold[14]}, id, ARGV[2])
 return {'SETTLED', sequence, overrun}

@@ -3,7 +3,8 @@
 local A = decode(ARGV[1])
 local now = enter(A[1])
 if not now then return {'FENCED'} end
-local fields, lists, holds, counted, calendar, version = call('HGETALL', KEYS[4]), {}, {}, {}, nil, nil
+local fields, lists, holds, counted, ids = call('HGETALL', KEYS[4]), {}, {}, {}, {}
+local calendar, version
 for i = 1, #fields, 2 do
   local name, value = fields[i], fields[i + 1]
   local kind = sub(name, 1, 1)
@@ -12,6 +13,7 @@ for i = 1, #fields, 2 do
   elseif kind == 'L' then lists[#lists + 1] = decode(value)
   elseif kind == 'h' then holds[#holds + 1] = decode(value)
   elseif kind == 'c' then counted[name] = tonumber(value)
+  elseif kind == 'i' then ids[tonumber(sub(name, 2))] = value
   end
 end
 if not version then return {'NOT_LOADED'} end
@@ -20,16 +22,15 @@ local held, suspense = {}, {}
 for _, hold in ipairs(holds) do
   local sums = hold[3] == HELD and held or suspense
   for i = HOLD + 1, #hold, COUNTER do
-    local name = format('c%d:%d', hold[i], hold[i + 1])
-    sums[name] = (sums[name] or 0) + part(hold[i + 2], hold[9], hold[7], hold[8])
+    sums[hold[i]] = (sums[hold[i]] or 0) + part(hold[i + 1], hold[9], hold[7], hold[8])
   end
 end
 local answer = {'USAGE', now, version}
 for _, list in ipairs(lists) do
   for i = 1, #list, LIMIT do
     local start, finish = window(list[i + 4], list[i + 5], now, calendar)
-    local name, n = format('c%d:%d', list[i], start), #answer
-    answer[n + 1], answer[n + 2], answer[n + 3] = list[i + 8], start, finish
+    local name, n = counter(list[i], start), #answer
+    answer[n + 1], answer[n + 2], answer[n + 3] = ids[list[i]] or '', start, finish
     answer[n + 4], answer[n + 5], answer[n + 6] = counted[name] or 0, held[name] or 0, suspense[name] or 0
   end
 end
