@@ -128,31 +128,8 @@ class Replica:
         self.outcomes = FinalOutcomes(ledger=stores.ledger, clock=clock)
         # One name for life: a licence is one incarnation's.
         self.name = new_uuid7(clock.now())
-        self.flusher = Flusher(
-            replica=self.name,
-            outbox=stores.outbox,
-            ledger=stores.ledger,
-            licences=stores.licences,
-            gate=self.gate,
-            clock=clock,
-            pace=FlushPace(
-                idle=settings.flush.idle_interval,
-                records_max=settings.flush.records_max,
-                backlog_max=settings.flush.backlog_max,
-            ),
-        )
-        self.keeper = LicenceKeeper(
-            replica=self.name,
-            licences=stores.licences,
-            control=stores.control,
-            ledger=stores.ledger,
-            flusher=self.flusher,
-            gate=self.gate,
-            clock=clock,
-            pace=LicencePace(
-                life=settings.licence.life, renew=settings.licence.renew, memory_max=settings.redis.memory_max
-            ),
-        )
+        self.flusher = self._new_flusher()
+        self.keeper = self._new_keeper()
         self.expirer = Expirer(
             expiry=stores.expiry,
             ledger=stores.ledger,
@@ -165,6 +142,31 @@ class Replica:
             limits=stores.limits, apply_limits=self.apply_limits, clock=clock, pace=_PENDING_LIMITS_EVERY
         )
         self.maintenance = Maintenance(ledger=stores.ledger, requests=stores.requests, clock=clock)
+
+    def _new_flusher(self) -> Flusher:
+        flush = self.settings.flush
+        return Flusher(
+            replica=self.name,
+            outbox=self.stores.outbox,
+            ledger=self.stores.ledger,
+            licences=self.stores.licences,
+            gate=self.gate,
+            clock=self.clock,
+            pace=FlushPace(idle=flush.idle_interval, records_max=flush.records_max, backlog_max=flush.backlog_max),
+        )
+
+    def _new_keeper(self) -> LicenceKeeper:
+        licence = self.settings.licence
+        return LicenceKeeper(
+            replica=self.name,
+            licences=self.stores.licences,
+            control=self.stores.control,
+            ledger=self.stores.ledger,
+            flusher=self.flusher,
+            gate=self.gate,
+            clock=self.clock,
+            pace=LicencePace(life=licence.life, renew=licence.renew, memory_max=self.settings.redis.memory_max),
+        )
 
     def admission(self) -> AdmissionUseCases:
         """Return what AdmissionService does."""

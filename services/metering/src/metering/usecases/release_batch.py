@@ -45,7 +45,7 @@ class ReleaseBatch:
         legs = [
             msgspec.structs.replace(command, account=PLATFORM, leg=Leg.PLATFORM)
             for command, result in zip(commands, results, strict=True)
-            if isinstance(result, Released) and result.payer == Payer.PLATFORM
+            if isinstance(result, Released) and result.payer == Payer.PLATFORM and command.account != PLATFORM
         ]
         if legs:
             await self._store.release(legs, licence)

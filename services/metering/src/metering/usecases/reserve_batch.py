@@ -119,7 +119,12 @@ class ReserveBatch:
                 results[i] = decided
             else:
                 commands[i] = decided
-        platform_paid = {i: command for i, command in commands.items() if command.facts.payer == Payer.PLATFORM}
+        # The platform's own work stands in the platform's account already.
+        platform_paid = {
+            i: command
+            for i, command in commands.items()
+            if command.facts.payer == Payer.PLATFORM and command.account != PLATFORM
+        }
         if platform_paid:
             await self._hold_platform_legs(platform_paid, commands, results, licence)
         outcomes = await self._run(commands, licence)

@@ -66,7 +66,11 @@ class SettleBatch:
                 continue
         accepted = [command for i, command in enumerate(commands) if i not in refused]
         outcomes = iter(await self._run(accepted, licence))
-        legs = [_platform_leg(command) for command in accepted if command.facts.payer == Payer.PLATFORM]
+        legs = [
+            _platform_leg(command)
+            for command in accepted
+            if command.facts.payer == Payer.PLATFORM and command.account != PLATFORM
+        ]
         if legs:
             await self._run(legs, licence)
         return [

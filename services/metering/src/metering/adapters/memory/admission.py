@@ -151,6 +151,7 @@ class MemoryAdmissionStore(AdmissionStore):
             facts.agent_id,
             facts.owner_id,
             facts.payer_rule,
+            Leg(facts.leg),
         )
         output = self._fit(account, hold, estimate)
         if isinstance(output, Denied):
@@ -250,6 +251,7 @@ class MemoryAdmissionStore(AdmissionStore):
             facts.agent_id,
             facts.owner_id,
             facts.payer_rule,
+            Leg(facts.leg),
         )
         if attempt.state is CallState.POSTED:
             hold.tokens, hold.cost = attempt.tokens, attempt.figure

@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing_extensions import override
 
 from metering.adapters.memory.state import Hold, MemoryState, Partition, next_midnight
-from metering.domain.accounts import PLATFORM
-from metering.domain.enums import CallState, EventKind, Payer
+from metering.domain.enums import CallState, EventKind, Leg, Payer
 from metering.domain.licences import Licence, Watermark
 from metering.domain.outbox import OutboxRecord
 from metering.domain.reservations import HOUR_MS, id_hour
@@ -77,7 +76,7 @@ class MemoryHoldExpiry(HoldExpiry):
         hold = account.holds.get(due.reservation_id)
         if hold is None or (hold.due_ms > partition.seen_ms and not follows):
             return None
-        if hold.state is CallState.HELD and due.account == PLATFORM and not follows:
+        if hold.state is CallState.HELD and hold.leg is Leg.PLATFORM and not follows:
             account.adjust(hold, calls=-hold.calls, tokens=-hold.tokens, cost=-hold.cost)
             del account.holds[due.reservation_id]
             self._mark(partition, due, hold, CallState.RELEASED)

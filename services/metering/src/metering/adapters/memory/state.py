@@ -6,7 +6,7 @@ from typing import Final
 from uuid import UUID
 
 from metering.domain.accounts import PARTITIONS, AccountKey, partition_of
-from metering.domain.enums import CallState, EventKind, Operation, Payer, ScopeKind, Unit
+from metering.domain.enums import CallState, EventKind, Leg, Operation, Payer, ScopeKind, Unit
 from metering.domain.ledger import LedgerFacts
 from metering.domain.licences import Licence
 from metering.domain.limits import Limit, LimitDenial, scope_text
@@ -77,6 +77,7 @@ class Hold:
     agent_id: str
     owner_id: str
     rule: str
+    leg: Leg = Leg.ACCOUNT
     counters: list[tuple[Counter, Unit]] = field(default_factory=list)
 
     def part(self, unit: Unit) -> int:

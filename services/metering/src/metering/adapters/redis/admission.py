@@ -193,6 +193,7 @@ class RedisAdmissionStore(AdmissionStore):
             command.ttl_ms,
             ATTEMPTS_MAX,
             0 if history is None else 1,
+            int(command.leg),
         ]
         numbered = msgspec.structs.replace(facts, attempt=attempt)
         arguments = (
@@ -228,6 +229,7 @@ class RedisAdmissionStore(AdmissionStore):
             int(command.in_suspense),
             command.reserve_ms,
             0 if history is None else 1,
+            facts.leg,
         ]
         arguments = (
             _encode(numbers),

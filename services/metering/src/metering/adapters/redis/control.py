@@ -141,5 +141,6 @@ def _packed_hold(hold: OpenHold) -> bytes:
             facts.agent_id,
             facts.owner_id,
             facts.payer_rule,
+            facts.leg,
         ]
     )

@@ -14,7 +14,7 @@ from metering.adapters.redis import keys
 from metering.adapters.redis.admission import call_keys
 from metering.adapters.redis.connection import unavailable
 from metering.adapters.redis.scripts import Script, ScriptCall, ScriptRunner
-from metering.domain.accounts import PLATFORM, AccountKey, partition_of
+from metering.domain.accounts import AccountKey, partition_of
 from metering.domain.enums import EventKind, Payer
 from metering.domain.ledger import LedgerFacts
 from metering.domain.licences import Licence, Watermark
@@ -131,9 +131,8 @@ class RedisHoldExpiry(HoldExpiry):
 
     def _call(self, hold: DueHold, licence: Licence, *, follows: bool) -> ScriptCall:
         hour = id_hour(hold.reservation_id)
-        is_platform_leg = hold.account == PLATFORM
         generation = licence.generations[partition_of(hold.account)]
-        numbers = [generation, hour, hold.account, int(follows), int(is_platform_leg)]
+        numbers = [generation, hour, hold.account, int(follows)]
         arguments = (_encode(numbers), b"", b"", b"", b"", b"", keys.id_bytes(hold.reservation_id))
         return ScriptCall(self._expire, call_keys(hold.account, licence, hour), arguments)
 
@@ -157,7 +156,7 @@ def _record(position: Watermark, entry: bytes, fields: dict[bytes, bytes]) -> Ou
         partition=position.partition,
         generation=position.generation,
         sequence=int(entry.partition(b"-")[0]),
-        kind=EventKind(kind),
+        kind=EventKind(int(kind)),
         account=AccountKey(str(account)),
         reservation_id=UUID(bytes=raw[:_ID_BYTES]),
         numbers=tuple(word for word in words if isinstance(word, int)),

@@ -4,7 +4,7 @@
 -- KEYS: meta, outbox, due, account, bucket.
 local A = decode(ARGV[1])
 local id = ID
-local generation, id_hour, account, follows, is_platform_leg = A[1], A[2], A[3], A[4], A[5]
+local generation, id_hour, account, follows = A[1], A[2], A[3], A[4]
 
 local now, sequence = enter(generation)
 if not now then return {'FENCED'} end
@@ -25,7 +25,7 @@ record = record and decode(record)
 local entry = record and ensure_entry(record, hold[2])
 local facts = {0, account, now, hold[4], 0, hold[6], hold[7], hold[8], hold[9]}
 local state = hold[3]
-if state == HELD and is_platform_leg == 1 and follows == 0 then
+if state == HELD and hold[15] == 1 and follows == 0 then
   adjust(KEYS[4], hold, -hold[9], -hold[7], -hold[8])
   call('HDEL', KEYS[4], 'h' .. id)
   call('ZREM', KEYS[3], id .. account)

@@ -26,8 +26,8 @@ local RECORD, ENTRY = 4, 5
 -- and readers need it.
 local LIMIT = 8
 -- Hold: 1 operation field, 2 attempt, 3 state, 4 reserved at, 5 due at, 6 granted output, 7 tokens, 8 cost, 9 calls,
--- 10 payer, 11 operation, 12 agent, 13 owner, 14 payer rule, then per counter: field, unit.
-local HOLD, COUNTER = 14, 2
+-- 10 payer, 11 operation, 12 agent, 13 owner, 14 payer rule, 15 leg, then per counter: field, unit.
+local HOLD, COUNTER = 15, 2
 local HOUR, DAY = 3600000, 86400000
 
 -- Returns the time and the last sequence, or nothing if the generation is another one. Time never goes back: a step of

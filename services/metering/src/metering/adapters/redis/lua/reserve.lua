@@ -5,7 +5,7 @@ local field, body, holder, id = FIELD, BODY, HOLDER, ID
 local generation, call_index, guess, id_hour, account = A[1], A[2], A[3], A[4], A[5]
 local agent, owner, operation, payer, rule = A[6], A[7], A[8], A[9], A[10]
 local input, fixed, least, most, whole, rest = A[11], A[12], A[13], A[14], A[15], A[16]
-local ttl, attempts_max, is_checked = A[17], A[18], A[19]
+local ttl, attempts_max, is_checked, leg = A[17], A[18], A[19], A[20]
 
 local now, sequence = enter(generation)
 if not now then return {'FENCED'} end
@@ -76,7 +76,7 @@ end
 if #denied > 2 then return denied end
 
 local tokens, cost, expire = input + granted, fixed + price(granted), now + ttl
-local hold = {field, attempt, HELD, now, expire, granted, tokens, cost, calls, payer, operation, agent, owner, rule}
+local hold = {field, attempt, HELD, now, expire, granted, tokens, cost, calls, payer, operation, agent, owner, rule, leg}
 sequence = sequence + 1
 local changes = {'s', format('%.0f', sequence)}
 for j = 1, #names do

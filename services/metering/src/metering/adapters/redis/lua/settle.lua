@@ -5,7 +5,7 @@ local field, body, holder, id = FIELD, BODY, HOLDER, ID
 local generation, call_index, attempt, id_hour, account = A[1], A[2], A[3], A[4], A[5]
 local agent, owner, operation, payer, rule = A[6], A[7], A[8], A[9], A[10]
 local tokens, cost, held_tokens, held_cost = A[11], A[12], A[13], A[14]
-local is_final, in_suspense, reserved_at, is_checked = A[15], A[16], A[17], A[18]
+local is_final, in_suspense, reserved_at, is_checked, leg = A[15], A[16], A[17], A[18], A[19]
 
 local now, sequence = enter(generation)
 if not now then return {'FENCED'} end
@@ -30,7 +30,7 @@ if not hold then
   -- Lost, released or posted: what it once held is no longer in the counters, unless it was posted.
   if reserved_at > now or reserved_at == 0 then reserved_at = now end
   local calls = record[4] == 1 and 0 or 1
-  hold = {field, attempt, state, reserved_at, 0, 0, 0, 0, 0, payer, operation, agent, owner, rule}
+  hold = {field, attempt, state, reserved_at, 0, 0, 0, 0, 0, payer, operation, agent, owner, rule, leg}
   if was_posted then hold[7], hold[8] = record[entry + 4], record[entry + 3] end
   local known = call('HMGET', KEYS[4], 'c', 'La', 'Lo:' .. owner, 'Lg:' .. agent)
   if known[1] then
