@@ -239,23 +239,7 @@ class ProviderCalls:
     ) -> Paid[Value_co]:
         route = held.route
         start = self._clock.monotonic()
-
-        def before_first_byte() -> None:
-            self._keys.ensure_usable(lease)
-            held.is_sent = True
-
-        def on_retry(error: errors.ProviderError) -> None:
-            run.calls += 1
-            self._note_failure(run, lease, route, error)
-
-        attempt = Attempt(
-            provider=lease.provider,
-            secret=lease.secret,
-            deadline=min(start + self._attempt_timeout, run.deadline - self._settle_margin),
-            before_first_byte=before_first_byte,
-            classify=lambda response: question.classify(response, route),
-            on_retry=on_retry,
-        )
+        attempt = self._attempt(run, question, lease, held)
         self._activity.waiting += 1
         try:
             response = await self._transport.send(request, attempt)
@@ -289,6 +273,24 @@ class ProviderCalls:
             reserve=held.reserve,
             grant=held.grant,
             latency=timedelta(seconds=latency),
+        )
+
+    def _attempt(self, run: Run, question: Question[Value_co], lease: Lease, held: Held) -> Attempt:
+        def before_first_byte() -> None:
+            self._keys.ensure_usable(lease)
+            held.is_sent = True
+
+        def on_retry(error: errors.ProviderError) -> None:
+            run.calls += 1
+            self._note_failure(run, lease, held.route, error)
+
+        return Attempt(
+            provider=lease.provider,
+            secret=lease.secret,
+            deadline=min(self._clock.monotonic() + self._attempt_timeout, run.deadline - self._settle_margin),
+            before_first_byte=before_first_byte,
+            classify=lambda response: question.classify(response, held.route),
+            on_retry=on_retry,
         )
 
     async def send_free(self, run: Run, lease: Lease, request: WireRequest, *, classify: Classify) -> WireResponse:
