@@ -43,6 +43,8 @@ from router.domain.refusals import (
 )
 from router.ports import KeyVerdict, ValidationReport
 from servicekit.clock import SystemClock
+from servicekit.errors import InvalidArgumentError
+from servicekit.wire import status_trailers
 from services.router.tests.kit import CANARY
 from testkit.waiting import eventually
 
@@ -79,10 +81,14 @@ class FakeKeyVault(LeaseServiceServicer):
         self.acks: list[int] = []
         self.is_echoing = True
         self.head = 1_000
+        self.refused_agent = "nobody"
 
     @override
     async def AcquireLeases(self, request: pb.AcquireLeasesRequest, context: Any) -> pb.AcquireLeasesResponse:
         self.requests.append(request)
+        if any(item.agent.agent_id == self.refused_agent for item in request.items):
+            refused = status("INVALID_ARGUMENT", grpc.StatusCode.INVALID_ARGUMENT)
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no", status_trailers(refused))
         if self.refusal is not None:
             return pb.AcquireLeasesResponse(results=[lease_pb2.LeaseResult(error=self.refusal)] * len(request.items))
         if self.no_key is not None:
@@ -293,6 +299,16 @@ async def test_a_refusal_is_typed(refusal: Status, expected: type[RouterError]) 
         bench.vault.refusal = refusal
         with pytest.raises(expected):
             await bench.client.acquire(QUERY)
+
+
+async def test_one_bad_item_costs_the_others_nothing() -> None:
+    """A batch that is refused as a whole is asked for again, each item alone."""
+    async with opened() as bench:
+        bench.vault.refused_agent = "agent-3"
+        queries = [replace(QUERY, agent_id=f"agent-{number}") for number in range(6)]
+        found = await asyncio.gather(*(bench.client.acquire(query) for query in queries), return_exceptions=True)
+        assert [isinstance(each, Lease) for each in found] == [True, True, True, False, True, True]
+        assert isinstance(found[3], InvalidArgumentError)
 
 
 @pytest.mark.parametrize("attack", ["other_info", "other_provider"])

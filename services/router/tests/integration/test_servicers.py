@@ -197,6 +197,32 @@ async def test_a_key_is_validated_for_its_owner(served: Served) -> None:
     assert not answer.HasField("receipt")
 
 
+async def test_nobody_becomes_an_operator_by_saying_so(served: Served) -> None:
+    """KeyVault believes the Router, so that the Router looks at its own caller's role."""
+    async with open_channel(f"localhost:{served.port}", served.ca.issue("edge")) as channel:
+        asked = provider_service_pb2.ValidateKeyRequest(
+            request_id=new_uuid7(CLOCK.now()), key_id="key-1", acting_for=Principal(operator_id="operator-1")
+        )
+        error = await refused(ProviderServiceStub(channel).ValidateKey(asked))
+    assert error.reason == "CALLER_NOT_ALLOWED"
+    context = request().context
+    context.acting_for.operator_id = "operator-1"
+    async with served.as_("platform") as stub:
+        error = await refused(stub.EvaluateGuardrail(request(context=context)))
+    assert error.reason == "CALLER_NOT_ALLOWED"
+    assert served.bench.keys.queries == []
+
+
+@pytest.mark.parametrize("agent_id", ["ägent", "agent\u200b1", "agent 1", "a" * 129])
+async def test_an_id_that_keyvault_would_refuse_is_refused_here(served: Served, agent_id: str) -> None:
+    """Ids are printable ASCII, also at the Router: what KeyVault refuses would come back late and untyped."""
+    context = operation_service_pb2.OperationContext(request_id=new_uuid7(CLOCK.now()), agent_id=agent_id)
+    async with served.as_("platform") as stub:
+        error = await refused(stub.EvaluateGuardrail(request(context=context)))
+    assert error.reason == "INVALID_ARGUMENT"
+    assert served.bench.keys.queries == []
+
+
 async def test_a_deadline_that_ends_first_leaves_the_call_held(served: Served) -> None:
     """The caller's deadline ends the provider call; what was sent stays in suspense."""
     bench = served.bench

@@ -5,6 +5,7 @@ The key pair that batches are sealed to is made when the process starts and neve
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
@@ -51,6 +52,7 @@ _log = structlog.get_logger("router.keyvault")
 _INFO: Final = b"byok.lease.v1"
 # That a key works is worth telling once a second, not once a call.
 _SUCCESS_TOLD_EVERY: Final = timedelta(seconds=1)
+_OF_ONE_ITEM: Final = frozenset({grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.PERMISSION_DENIED})
 _SUCCESSES_REMEMBERED_MAX: Final = 20_000
 
 
@@ -155,6 +157,11 @@ class KeyVaultClient:
             response = await self._stub.AcquireLeases(request, timeout=self._limits.lease_timeout.total_seconds())
         except grpc.aio.AioRpcError as error:
             refused = error_from_rpc(error)
+            if refused.code in _OF_ONE_ITEM and len(queries) > 1:
+                # One bad item must not cost the others their leases.
+                alone = await asyncio.gather(*(self._acquire_batch([query]) for query in queries))
+                return [found for one in alone for found in one]
+            _log.warning("leases.not_acquired", leases=len(queries), code=refused.code.name, reason=refused.reason)
             return [refusal_by_keyvault(refused, agent_id=query.agent_id, key_id=query.key_id) for query in queries]
         if len(response.results) != len(queries):
             return [SuiteUnavailableError(service="keyvault")] * len(queries)

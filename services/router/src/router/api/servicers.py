@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         GenerateEmbeddingsResponse,
     )
     from byok.router.v1.provider_service_pb2 import ValidateKeyRequest, ValidateKeyResponse
-    from router.domain.operations import OperationContext
+    from router.domain.operations import OperationContext, Principal
     from router.domain.receipts import Receipt
     from router.usecases.evaluate_guardrail import EvaluateGuardrail
     from router.usecases.generate_embeddings import GenerateEmbeddings
@@ -46,6 +46,7 @@ _log = structlog.get_logger("router.operations")
 
 # Who may have the platform pay by mere request.
 _PLATFORM_PAYER_ROLE: Final = "platform"
+_OPERATOR_ROLE: Final = "operator"
 
 
 class OperationServicer(OperationServiceServicer):
@@ -70,7 +71,7 @@ class OperationServicer(OperationServiceServicer):
         self, request: EvaluateGuardrailRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> EvaluateGuardrailResponse:
         asked = guardrail_request(request)
-        _check_payer(asked.context)
+        _check_roles(asked.context)
         answer = await self._evaluate_guardrail(asked, deadline=_deadline(self._clock))
         self._conclude("guardrail_evaluation", asked.context, answer.receipt)
         return guardrail_response(asked.context.request_id, answer)
@@ -80,7 +81,7 @@ class OperationServicer(OperationServiceServicer):
         self, request: GenerateEmbeddingsRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> GenerateEmbeddingsResponse:
         asked = embedding_request(request)
-        _check_payer(asked.context)
+        _check_roles(asked.context)
         answer = await self._generate_embeddings(asked, deadline=_deadline(self._clock))
         self._conclude("embedding_generation", asked.context, answer.receipt)
         return embedding_response(asked.context.request_id, answer)
@@ -124,6 +125,7 @@ class ProviderServicer(ProviderServiceServicer):
         self, request: ValidateKeyRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> ValidateKeyResponse:
         asked = validation_request(request)
+        _check_principal(asked.acting_for)
         answer = await self._validate_key(asked, deadline=_deadline(self._clock))
         _log.info(
             "provider_key.validated",
@@ -143,6 +145,13 @@ def _deadline(clock: Clock) -> float:
     return clock.monotonic() + (call.deadline - asyncio.get_running_loop().time())
 
 
-def _check_payer(context: OperationContext) -> None:
+def _check_principal(principal: Principal | None) -> None:
+    # KeyVault believes what we say of an operator, so that we must know who says it to us.
+    if principal is not None and principal.operator_id and _OPERATOR_ROLE not in current_caller().roles:
+        raise CallerNotAllowedError("Only a caller with the role operator may act as an operator.")
+
+
+def _check_roles(context: OperationContext) -> None:
+    _check_principal(context.acting_for)
     if context.platform_purpose and _PLATFORM_PAYER_ROLE not in current_caller().roles:
         raise CallerNotAllowedError("This caller may not have the platform pay. Name an agent instead.")

@@ -126,13 +126,13 @@ class Violations:
             self.found.append(FieldViolation(field=path, reason=reason, description=description))
 
     def check_id(self, path: str, value: str, *, length_max: int = ID_LENGTH_MAX) -> None:
-        """Note an id that is empty, too long, or holds spaces or unprintable characters."""
+        """Note an id that is empty, too long, or not of printable ASCII characters without spaces."""
         if not value:
             self.add(path, "REQUIRED", "is required")
         elif len(value) > length_max:
             self.add(path, "TOO_LONG", f"must have at most {length_max} characters")
-        elif not value.isprintable() or " " in value:
-            self.add(path, "UNPRINTABLE", "must be printable characters without spaces")
+        elif not value.isascii() or not value.isprintable() or " " in value:
+            self.add(path, "UNPRINTABLE", "must be printable ASCII characters without spaces")
 
     def check_text(self, path: str, value: str, *, length_max: int) -> None:
         """Note a text that is empty, blank, too long, or holds control characters."""
