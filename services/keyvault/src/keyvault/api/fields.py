@@ -21,7 +21,8 @@ ACTOR_CHARACTERS_MAX: Final = 128
 ROUTES_MAX: Final = 16
 WORDS_MAX: Final = 16
 ORGANIZATIONS_MAX: Final = 100
-OPERATOR_ROLE: Final = "operator"
+# Router names the operator on whose behalf a key is tested, after it has checked its own caller's role.
+MAY_NAME_OPERATORS: Final = frozenset({"operator", "router"})
 
 AnyEnum = TypeVar("AnyEnum", bound=enum.IntEnum)
 
@@ -64,7 +65,7 @@ def principal_from(message: account_pb2.Principal, caller: Caller, field: str = 
     if kind == "owner_id":
         return Principal(owner_id=check_identifier(f"{field}.owner_id", message.owner_id))
     if kind == "operator_id":
-        if OPERATOR_ROLE not in caller.roles:
+        if MAY_NAME_OPERATORS.isdisjoint(caller.roles):
             raise CallerNotAllowedError("only a caller with the role operator may act as an operator")
         return Principal(operator_id=check_identifier(f"{field}.operator_id", message.operator_id))
     raise refused(field, "REQUIRED", "Say on whose behalf the call is made: owner_id or operator_id.")
