@@ -13,6 +13,7 @@ from pathlib import Path
 import asyncpg
 import msgspec
 import redis.asyncio
+from pydantic import SecretStr
 from typing_extensions import override
 
 from metering.adapters.postgres.connection import open_database
@@ -274,8 +275,8 @@ def settings_for(dsn: str, redis_url: str, *, life: timedelta = timedelta(second
     tls = TlsSettings(certificate_file=NO_FILE, private_key_file=NO_FILE, ca_file=NO_FILE)
     return Settings(
         server=ServerSettings(tls=tls),
-        postgres=PostgresSettings(dsn=dsn),
-        redis=RedisSettings(url=redis_url),
+        postgres=PostgresSettings(dsn=SecretStr(dsn)),
+        redis=RedisSettings(url=SecretStr(redis_url)),
         keyvault=PeerSettings(target="unused:1"),
         licence=LicenceSettings(life=life),
         defaults=DefaultsSettings(daily_cost_cap_nano_usd=BIG),

@@ -17,7 +17,7 @@ def main(argv: Sequence[str]) -> None:
     invocation = load(Settings, argv, commands=("serve", "migrate"))
     settings = invocation.settings
     if invocation.command == "migrate":
-        for name in asyncio.run(migrate(settings.postgres.dsn)):
+        for name in asyncio.run(migrate(settings.postgres.dsn.get_secret_value())):
             sys.stdout.write(f"migrated {name}\n")
         return
     metrics = Metrics("metering")

@@ -45,7 +45,7 @@ from metering.api.limit_servicer import LimitServicer, LimitUseCases
 from metering.api.replays import Replays
 from metering.api.usage_servicer import UsageServicer, UsageUseCases
 from metering.ports import AgentBinder
-from metering.settings import Settings
+from metering.settings import Durability, Settings
 from metering.usecases.admission_gate import AdmissionGate
 from metering.usecases.agent_directory import AgentDirectory, Remembering
 from metering.usecases.change_limits import ApplyLimits, ListLimits, RemoveLimit, SetLimit
@@ -281,10 +281,11 @@ async def serve(settings: Settings, stop: asyncio.Event, metrics: Metrics) -> No
     clock = SystemClock()
     async with AsyncExitStack() as stack:
         if settings.migrate_on_start:
-            await migrate(settings.postgres.dsn)
+            await migrate(settings.postgres.dsn.get_secret_value())
         replica = Replica(settings, await open_stores(settings, stack), clock)
         replica.describe(metrics)
         await replica.stores.control.ensure_keeps_everything()
+        await _compare_durability(replica)
         await replica.maintenance.round()
         await _start_workers(replica, stack)
         await _wait_until_open(replica)
@@ -306,6 +307,13 @@ async def serve(settings: Settings, stop: asyncio.Event, metrics: Metrics) -> No
         )
         announce_ready(grpc_port=server.port, admin_port=admin.port)
         await stop.wait()
+
+
+async def _compare_durability(replica: Replica) -> None:
+    """Say so when Redis shows less durability than the operator declared: the loss bound would be another."""
+    declared = replica.settings.redis.durability
+    if declared is Durability.AOF and not await replica.stores.control.has_append_only_file():
+        _log.warning("store.less_durable_than_declared", declared=declared.value)
 
 
 async def _wait_until_open(replica: Replica) -> None:
@@ -334,17 +342,17 @@ async def open_stores(settings: Settings, stack: AsyncExitStack) -> Stores:
     postgres, store = settings.postgres, settings.redis
     database: Database = await stack.enter_async_context(
         open_database(
-            postgres.dsn,
+            postgres.dsn.get_secret_value(),
             pool_max=postgres.pool_max,
             command_timeout=postgres.command_timeout,
             acquire_timeout=postgres.acquire_timeout,
         )
     )
     times = ConnectionTimes(connect=store.connect_timeout, reply=store.reply_timeout)
-    connection = ScriptConnection(store.url, times=times)
+    connection = ScriptConnection(store.url.get_secret_value(), times=times)
     stack.push_async_callback(connection.aclose)
     client = redis.asyncio.from_url(
-        store.url,
+        store.url.get_secret_value(),
         socket_timeout=store.reply_timeout.total_seconds(),
         socket_connect_timeout=store.connect_timeout.total_seconds(),
     )

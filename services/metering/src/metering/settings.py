@@ -4,7 +4,7 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from servicekit.settings import PeerSettings, PositiveDuration, ServerSettings, ServiceSettings, SettingsGroup
@@ -13,7 +13,7 @@ from servicekit.settings import PeerSettings, PositiveDuration, ServerSettings, 
 class PostgresSettings(SettingsGroup):
     """The database of accounts, limits, licences and the ledger."""
 
-    dsn: str = Field(repr=False)
+    dsn: SecretStr
     """May hold a password."""
     pool_max: Annotated[int, Field(ge=2)] = 8
     """Connections of one replica; replicas × this must fit into the server's `max_connections`."""
@@ -32,7 +32,7 @@ class Durability(StrEnum):
 class RedisSettings(SettingsGroup):
     """The store of counters, holds and the outbox."""
 
-    url: str = Field(repr=False)
+    url: SecretStr
     """May hold a password. `redis://`, `rediss://` or `unix://`."""
     durability: Durability = Durability.AOF
     connect_timeout: PositiveDuration = timedelta(seconds=2)

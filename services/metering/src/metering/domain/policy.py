@@ -57,9 +57,10 @@ def decide_payer(policy: Policy, *, payer: Payer, operation: Operation, cause: P
 
 
 def _platform_rule(policy: Policy, *, operation: Operation, cause: PlatformCause | None) -> str | None:
-    # A key is validated on its owner's money in every phase: the test call is what proves that it is theirs.
+    # A key is validated on its owner's money in every phase: the test call is what proves that it is theirs. Router
+    # calls the test of one of the platform's own keys the platform's operation.
     if operation is Operation.KEY_VALIDATION:
-        return None
+        return "platform_key" if cause is PlatformCause.OPERATION_IS_PLATFORMS else None
     own_operations = {
         Operation.SAFETY_ESCALATION: ("platform_safety_escalation", policy.pays_safety_escalation),
         Operation.EVIDENCE_VERIFICATION: ("platform_evidence", policy.pays_evidence),

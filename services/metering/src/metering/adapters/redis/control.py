@@ -117,6 +117,12 @@ class RedisControl(StoreControl):
                 pipe.zadd(keys.due_key(partition, generation), {raw_id + hold.account.encode(): hold.due_ms})
             await pipe.execute()
 
+    async def has_append_only_file(self) -> bool:
+        """Tell whether the server writes an append-only file."""
+        async with as_unavailable():
+            reply = await self._client.info("persistence")
+        return bool(int(reply.get("aof_enabled", 0)))
+
     async def _memory(self) -> dict[str, str]:
         async with as_unavailable():
             reply = await self._client.info("memory")
