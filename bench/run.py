@@ -10,6 +10,7 @@ Ends with 1 when a part could not be measured. Nothing that it starts outlives i
 import asyncio
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -126,6 +127,8 @@ def _asked() -> list[str]:
 
 def main() -> int:
     """Measure, print and write."""
+    # Ended by a signal, it still puts away what it started and wrote.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         machine = describe()
         is_quick = os.environ.get("QUICK", "") not in {"", "0"}
@@ -133,6 +136,9 @@ def main() -> int:
     except BenchError as error:
         _say(str(error))
         return 1
+    except KeyboardInterrupt:
+        _say("stopped")
+        return 130
     console = Console()
     console.print(table_of(rows))
     console.print(notes_of(rows))
