@@ -205,7 +205,7 @@ class AnthropicDecoder(BaseDecoder):
         if kind == "content_block_start":
             return self._start_block(count_of(event, "index"), object_of(event, "content_block"))
         if kind == "message_start":
-            self._message = object_of(event, "message")
+            self._start_message(object_of(event, "message"))
         elif kind == "message_delta":
             self._update(event)
         elif kind == "message_stop":
@@ -213,6 +213,13 @@ class AnthropicDecoder(BaseDecoder):
         elif kind == "error":
             self._failure = ANTHROPIC.classify_event(event, self._response, self._route.provider)
         return []
+
+    def _start_message(self, message: Json) -> None:
+        if self._blocks:
+            # A relay that began anew: the halves of two answers are no answer.
+            self._fail_malformed("second_message")
+            return
+        self._message = message
 
     def _update(self, event: Json) -> None:
         self._message.update(object_of(event, "delta"))

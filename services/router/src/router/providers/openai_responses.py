@@ -55,6 +55,9 @@ _INCOMPLETE: Final = {
     "max_output_tokens": FinishReason.LENGTH,
     "max_tokens": FinishReason.LENGTH,
     "content_filter": FinishReason.CONTENT_FILTER,
+    # Both end at a boundary from which the turn may go on.
+    "max_messages": FinishReason.PAUSED,
+    "steered": FinishReason.PAUSED,
 }
 _ENDS: Final = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})
 _TEXT_DELTAS: Final = {

@@ -242,6 +242,36 @@ def test_text_is_counted_in_bytes() -> None:
     assert decoder.received_text_bytes == len("蓝色的天".encode())
 
 
+def test_two_messages_in_one_stream_are_none() -> None:
+    """A relay that asks again half-way must not make one answer of two halves; what was consumed is known."""
+    start = {"type": "message_start", "message": {"model": "m", "usage": {"input_tokens": 9, "output_tokens": 1}}}
+    block = {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": "Allow"}}
+    end = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 4}}
+    decoder = CODECS.chat(_route("anthropic")).decode_stream(_response(200, b""), _route("anthropic"))
+    for event in (start, block, start, block, end, {"type": "message_stop"}):
+        decoder.feed(b"data: " + orjson.dumps(event) + b"\n\n")
+    with pytest.raises(errors.MalformedAnswerError) as caught:
+        decoder.finish()
+    assert caught.value.usage is not None
+    assert caught.value.usage.billable.input_tokens == 9
+
+
+@pytest.mark.parametrize(
+    ("reason", "finish"),
+    [
+        ("max_output_tokens", FinishReason.LENGTH),
+        ("content_filter", FinishReason.CONTENT_FILTER),
+        ("max_messages", FinishReason.PAUSED),
+        ("steered", FinishReason.PAUSED),
+        ("something_of_tomorrow", FinishReason.UNKNOWN),
+    ],
+)
+def test_why_a_response_is_incomplete(reason: str, finish: FinishReason) -> None:
+    """All of OpenAI's reasons, and one that is not known yet."""
+    body = {"status": "incomplete", "incomplete_details": {"reason": reason}, "output": []}
+    assert _parse("responses", body).finish_reason is finish
+
+
 def test_a_stream_may_begin_with_an_id() -> None:
     """A document's reader knows a stream by any of the fields that an event can have."""
     chunk = {"model": "m", "choices": [{"index": 0, "delta": {"content": "Blue."}, "finish_reason": "stop"}]}
