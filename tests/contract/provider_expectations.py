@@ -52,6 +52,9 @@ FINISH = {
     "": FinishReason.UNKNOWN,
 }
 
+CALLERS_TOOLS = frozenset({"computer_call", "local_shell_call", "apply_patch_call"})
+"""Items of a response that the caller works, beside its functions."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
@@ -98,6 +101,9 @@ BY_WORD = {
     "content_policy_violation": errors.ContentRefusedError,
     "invalid_prompt": errors.ContentRefusedError,
 }
+VAGUE = frozenset({"api_error", "server_error"})
+"""What some hosts call every failure; beside a status that blames the caller, the status counts."""
+
 BY_STATUS = {
     401: errors.KeyRejectedError,
     402: errors.NoCreditError,
@@ -124,9 +130,12 @@ def expected_error(recording: Recording) -> type[errors.ProviderError] | None:
         return None
     code = body.get("code")
     for word in (code, body.get("type")):
-        if word in BY_WORD:
+        if word in BY_WORD and not (word in VAGUE and 400 <= recording.status < 500):
             return BY_WORD[word]
     status = code if isinstance(code, int) else recording.status
+    if status == 404 and body.get("param") not in {None, "", "model"}:
+        # Something that the request names is missing, and not the model.
+        return errors.BadRequestError
     return BY_STATUS.get(status, errors.BadRequestError)
 
 
@@ -275,17 +284,23 @@ def _responses(recording: Recording) -> Expected:
     else:
         value = json.loads(recording.body)
     body = construct_type_unchecked(type_=Response, value=value)
-    calls = [item for item in body.output if item.type == "function_call"]
+    calls = [item for item in body.output if item.type in {"function_call", "custom_tool_call"}]
+    waits = bool(calls) or any(item.type in CALLERS_TOOLS for item in body.output)
     reason = body.incomplete_details.reason if body.incomplete_details else None
     finish = FINISH.get(reason or body.status or "", FinishReason.UNKNOWN)
     return Expected(
         text=body.output_text,
-        finish_reason=FinishReason.TOOL_CALL if calls and finish is FinishReason.STOP else finish,
+        finish_reason=FinishReason.TOOL_CALL if waits and finish is FinishReason.STOP else finish,
         input_tokens=body.usage.input_tokens if body.usage else 0,
         output_tokens=body.usage.output_tokens if body.usage else 0,
-        tools=tuple((call.name, _loads(call.arguments)) for call in calls),
+        tools=tuple((call.name, _written(call)) for call in calls),
         is_counted=body.usage is not None,
     )
+
+
+def _written(call: Any) -> object:
+    """Return what the model wrote: JSON for a function, any text for a custom tool."""
+    return _loads(call.arguments if call.type == "function_call" else call.input)
 
 
 def _ollama(recording: Recording) -> Expected:

@@ -48,7 +48,12 @@ class Recording:
         """Whether the answer came in events."""
         kind = self.headers.get("content-type", "")
         is_named = kind.startswith(("text/event-stream", "application/x-ndjson"))
-        return is_named or self.body.lstrip().startswith(("data:", "event:", ": "))
+        # Headers may have been dropped from a recording.
+        return is_named or self.body.lstrip().startswith(("data:", "event:", ": ")) or self._is_lines
+
+    @property
+    def _is_lines(self) -> bool:
+        return self.dialect is Dialect.OLLAMA and "}\n{" in self.body
 
     @property
     def dialect(self) -> Dialect | None:
@@ -83,7 +88,7 @@ class Recording:
 
     def events(self) -> list[dict[str, Any]]:
         """Return the JSON of a stream's events, cut by the simplest means: every recording is well formed."""
-        if self.headers.get("content-type", "").startswith("application/x-ndjson"):
+        if self.headers.get("content-type", "").startswith("application/x-ndjson") or self._is_lines:
             return [json.loads(line) for line in self.body.split("\n") if line.strip()]
         # Only the line ends of the standard end a line; a model's text may hold others.
         lines = [line[5:].strip() for line in self.body.replace("\r\n", "\n").split("\n") if line.startswith("data:")]

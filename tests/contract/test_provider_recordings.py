@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import pytest
 from msgspec.structs import replace
 
-from catalogue.models import EmbeddingFacts, ModelKind
+from catalogue.models import Dialect, EmbeddingFacts, ModelKind
 from router.domain.embeddings import EmbedCall
 from router.domain.errors import ProviderError
 from router.domain.routes import Route
-from tests.contract.provider_expectations import embedding_of, expected_error, expected_of
+from tests.contract.provider_expectations import CALLERS_TOOLS, embedding_of, expected_error, expected_of
 from tests.contract.provider_recordings import CODECS, OWN, PROVIDERS, Recording, folder, load, parse
 
 if TYPE_CHECKING:
@@ -99,14 +99,21 @@ def _completion_complaint(recording: Recording) -> str:
         "input tokens": (found.usage.processed.input_tokens, expected.input_tokens),
         "output tokens": (found.usage.processed.output_tokens, expected.output_tokens),
         "counted": (not found.usage.is_missing, expected.is_counted),
-        "tools": (_tools(found), expected.tools),
+        "tools": (_tools(found, recording), expected.tools),
     }
     return "; ".join(f"{name}: {ours!r} is not {theirs!r}" for name, (ours, theirs) in checks.items() if ours != theirs)
 
 
-def _tools(completion: Completion) -> tuple[tuple[str, object], ...]:
-    """Return the tools called, without those that Groq reports as already run: its SDK has no model of them."""
-    calls = [call for call in completion.tool_calls if call.call_id or not call.is_vendor_run]
+def _tools(completion: Completion, recording: Recording) -> tuple[tuple[str, object], ...]:
+    """Return the tools called, without what has no counterpart in the SDK's models.
+
+    Groq's reports of tools already run are in none of them; of a response, functions and custom tools have a name.
+    """
+    if recording.dialect is Dialect.OPENAI_RESPONSES:
+        unnamed = {kind.removesuffix("_call") for kind in CALLERS_TOOLS}
+        calls = [call for call in completion.tool_calls if not call.is_vendor_run and call.name not in unnamed]
+    else:
+        calls = [call for call in completion.tool_calls if call.call_id or not call.is_vendor_run]
     return tuple((call.name, _loads(call.arguments)) for call in calls)
 
 
