@@ -153,11 +153,11 @@ async def test_a_cap_stops_a_probe_and_leaves_the_key_alone(bench: Workbench) ->
 
 
 async def test_the_platforms_own_key_is_probed_on_the_platforms_account(bench: Workbench) -> None:
-    """The payer is the platform, by the caller's request."""
+    """The payer is the platform, whose own operation it is."""
     bench.keys.leases = [bench.lease(owned_by=Account(AccountKind.PLATFORM))]
     bench.admission.platform_pays = True
     await bench.validate_key(bench.validation(), deadline=bench.deadline)
-    assert bench.admission.reserves[0].attribution.platform_cause is PlatformCause.CALLER_REQUESTED
+    assert bench.admission.reserves[0].attribution.platform_cause is PlatformCause.OPERATION_IS_PLATFORMS
 
 
 async def test_a_lease_that_ends_between_two_probes_is_replaced(bench: Workbench) -> None:

@@ -185,7 +185,7 @@ class ValidateKey:
             # A key is tested for whoever owns it; there is no agent whose owner could be named.
             owner_id=lease.owner_id or (lease.owned_by.id if lease.payer is Payer.OWNER else ""),
             binding_index=lease.binding_index,
-            platform_cause=PlatformCause.CALLER_REQUESTED if lease.payer is Payer.PLATFORM else None,
+            platform_cause=PlatformCause.OPERATION_IS_PLATFORMS if lease.payer is Payer.PLATFORM else None,
         )
         for operation in _PROBED:
             route = findings.routes.get(operation)
