@@ -123,6 +123,13 @@ POLICY_CASES = [
     (Policy(phase=Phase.OPTIONAL), Payer.PLATFORM, Operation.CHAT, PlatformCause.NO_KEY, "phase_optional"),
     (Policy(phase=Phase.ENCOURAGED), Payer.PLATFORM, Operation.CHAT, PlatformCause.NO_USABLE_KEY, "phase_encouraged"),
     (Policy(phase=Phase.OPTIONAL), Payer.PLATFORM, Operation.KEY_VALIDATION, PlatformCause.NO_KEY, None),
+    (
+        Policy(phase=Phase.SUNSET),
+        Payer.PLATFORM,
+        Operation.KEY_VALIDATION,
+        PlatformCause.OPERATION_IS_PLATFORMS,
+        "platform_key",
+    ),
     (Policy(phase=Phase.OPTIONAL), Payer.PLATFORM, Operation.CHAT, PlatformCause.CALLER_REQUESTED, None),
     (Policy(phase=Phase.SUNSET), Payer.PLATFORM, Operation.CHAT, PlatformCause.NO_KEY, None),
     (
