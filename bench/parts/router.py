@@ -100,7 +100,10 @@ def _suite_row(stretches: list[Stretch]) -> Row:
 
 async def _rate(room: Room, driver: Driver, row_id: str, *, in_flight: int) -> Row:
     stretches = await room.stretches(driver, in_flight=in_flight)
-    note = room.told(stretches, "router", unit="operation")
+    beside = ", ".join(
+        f"{name} {median(each.cpu_us(name) for each in stretches):,.0f}" for name in ("metering", "keyvault")
+    )
+    note = f"{room.told(stretches, 'router', unit='operation')}; {beside} µs"
     return row_of(row_id, _rates(stretches), unit="op/s", note=note)
 
 
