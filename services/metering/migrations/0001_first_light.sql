@@ -20,11 +20,12 @@ CREATE TABLE policy (
     phase                  smallint NOT NULL,
     pays_embedding_fallback boolean NOT NULL,
     pays_evidence          boolean NOT NULL,
-    pays_safety_escalation boolean NOT NULL
+    pays_safety_escalation boolean NOT NULL,
+    pays_caller_requests boolean NOT NULL
 );
 
 -- Every owner brings a key; the platform pays for nothing until an operator says so.
-INSERT INTO policy VALUES (true, 3, false, false, false);
+INSERT INTO policy VALUES (true, 3, false, false, false, false);
 
 CREATE TABLE accounts (
     account         text PRIMARY KEY,

@@ -133,6 +133,20 @@ POLICY_CASES = [
     (Policy(phase=Phase.OPTIONAL), Payer.PLATFORM, Operation.CHAT, PlatformCause.CALLER_REQUESTED, None),
     (Policy(phase=Phase.SUNSET), Payer.PLATFORM, Operation.CHAT, PlatformCause.NO_KEY, None),
     (
+        Policy(phase=Phase.SUNSET, pays_caller_requests=True),
+        Payer.PLATFORM,
+        Operation.GUARDRAIL_EVALUATION,
+        PlatformCause.CALLER_REQUESTED,
+        "platform_caller_requested",
+    ),
+    (
+        Policy(pays_caller_requests=True),
+        Payer.PLATFORM,
+        Operation.GUARDRAIL_EVALUATION,
+        PlatformCause.NO_KEY,
+        None,
+    ),
+    (
         Policy(pays_embedding_fallback=True),
         Payer.PLATFORM,
         Operation.EMBEDDING_GENERATION,

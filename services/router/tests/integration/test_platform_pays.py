@@ -71,7 +71,7 @@ async def test_the_platform_pays_for_what_its_policy_names_and_nothing_else(stac
         assert validated.verdict == provider_service_pb2.KEY_VERDICT_VALID
         assert validated.receipt.payer == PAYER_PLATFORM
         connection = await asyncpg.connect(stack.metering_dsn)
-        await connection.execute("UPDATE policy SET pays_embedding_fallback = true")
+        await connection.execute("UPDATE policy SET pays_embedding_fallback = true, pays_caller_requests = true")
         await connection.close()
         await stack.restart("metering")
         customer = Customer(suite)
@@ -90,4 +90,5 @@ async def test_the_platform_pays_for_what_its_policy_names_and_nothing_else(stac
             platform_payer=operation_service_pb2.PlatformAttribution(purpose="audit of moderation"),
         )
         asked.context.CopyFrom(by_request)
-        assert await _refusal(suite, asked) == ("BYOK_KEY_REQUIRED", "CALLER_REQUESTED")
+        judged = await suite.operations.EvaluateGuardrail(asked)
+        assert judged.receipt.payer_rule == "platform_caller_requested"

@@ -33,6 +33,7 @@ class Policy(msgspec.Struct, frozen=True):
     pays_embedding_fallback: bool = False
     pays_evidence: bool = False
     pays_safety_escalation: bool = False
+    pays_caller_requests: bool = False
 
 
 def decide_payer(policy: Policy, *, payer: Payer, operation: Operation, cause: PlatformCause | None) -> str:
@@ -68,6 +69,9 @@ def _platform_rule(policy: Policy, *, operation: Operation, cause: PlatformCause
     if operation in own_operations:
         rule, is_paid = own_operations[operation]
         return rule if is_paid else None
+    if cause is PlatformCause.CALLER_REQUESTED:
+        # Work that a service of the platform attributes to the platform itself, whatever the phase of its agents.
+        return "platform_caller_requested" if policy.pays_caller_requests else None
     if cause not in _NO_KEY_CAUSES:
         return None
     if operation is Operation.EMBEDDING_GENERATION and policy.pays_embedding_fallback:

@@ -190,7 +190,7 @@ Global___GuardrailRule: _TypeAlias = GuardrailRule  # noqa: Y015
 
 @_typing.final
 class GuardrailRules(_message.Message):
-    """Rules to judge by. Custom rules need a plan that has them."""
+    """Rules to judge by, each named, so that findings and quotes say which one is broken."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

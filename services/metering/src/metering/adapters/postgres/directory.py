@@ -116,6 +116,7 @@ class PostgresDirectory(Directory):
             pays_embedding_fallback=row["pays_embedding_fallback"],
             pays_evidence=row["pays_evidence"],
             pays_safety_escalation=row["pays_safety_escalation"],
+            pays_caller_requests=row["pays_caller_requests"],
         )
 
 
@@ -127,26 +128,28 @@ class PostgresRequests(Requests):
         self._database = database
 
     @override
-    async def find(self, rpc: str, scope: str, request_id: str) -> tuple[bytes, bytes] | None:
+    async def claim(self, rpc: str, scope: str, request_id: str, *, body_hash: bytes) -> tuple[bytes, bytes | None]:
         async with self._database.connection() as connection:
+            # The update changes nothing: by it also a row that was there already comes back.
             row = await connection.fetchrow(
-                "SELECT body_hash, answer FROM requests WHERE rpc = $1 AND scope = $2 AND request_id = $3",
-                rpc,
-                scope,
-                UUID(request_id),
-            )
-        return None if row is None else (row["body_hash"], row["answer"])
-
-    @override
-    async def keep(self, rpc: str, scope: str, request_id: str, *, body_hash: bytes, answer: bytes) -> None:
-        async with self._database.connection() as connection:
-            await connection.execute(
-                "INSERT INTO requests (rpc, scope, request_id, body_hash, answer) VALUES ($1, $2, $3, $4, $5)"
-                " ON CONFLICT DO NOTHING",
+                "INSERT INTO requests AS kept (rpc, scope, request_id, body_hash) VALUES ($1, $2, $3, $4)"
+                " ON CONFLICT (rpc, scope, request_id) DO UPDATE SET body_hash = kept.body_hash"
+                " RETURNING body_hash, answer",
                 rpc,
                 scope,
                 UUID(request_id),
                 body_hash,
+            )
+        return row["body_hash"], row["answer"]
+
+    @override
+    async def keep(self, rpc: str, scope: str, request_id: str, *, answer: bytes) -> None:
+        async with self._database.connection() as connection:
+            await connection.execute(
+                "UPDATE requests SET answer = $4 WHERE rpc = $1 AND scope = $2 AND request_id = $3 AND answer IS NULL",
+                rpc,
+                scope,
+                UUID(request_id),
                 answer,
             )
 
