@@ -214,6 +214,9 @@ class GrpcServer:
             ("grpc.max_connection_age_grace_ms", _AGE_GRACE // _MILLISECONDS),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_recv_ping_interval_without_data_ms", _PING_INTERVAL_MIN // _MILLISECONDS),
+            # Clients also ping to measure the connection, and a stalled one sends its pings close together. Cutting
+            # it off would fail every call under way; who may connect is known by certificate.
+            ("grpc.http2.max_ping_strikes", 0),
         ]
 
     def _fetch_configuration(self) -> Any:
