@@ -1,7 +1,7 @@
 """What the use cases and workers need from the world."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 
 import msgspec
@@ -305,12 +305,15 @@ class Limits(Protocol):
 class Requests(Protocol):
     """Answers of mutations by request id. Every method raises DependencyUnavailableError."""
 
-    async def find(self, rpc: str, scope: str, request_id: str) -> tuple[bytes, bytes] | None:
-        """Return the body hash and the answer that were kept."""
+    async def claim(self, rpc: str, scope: str, request_id: str, *, body_hash: bytes) -> tuple[bytes, bytes | None]:
+        """Tie the id to a body, unless it is; return the body hash that it is tied to, and the answer if there is one.
+
+        Of two bodies that come at the same moment, one is told the other's hash.
+        """
         ...
 
-    async def keep(self, rpc: str, scope: str, request_id: str, *, body_hash: bytes, answer: bytes) -> None:
-        """Keep an answer."""
+    async def keep(self, rpc: str, scope: str, request_id: str, *, answer: bytes) -> None:
+        """Keep the answer to a claimed request; the first one stands."""
         ...
 
 
@@ -436,8 +439,11 @@ class Licences(Protocol):
         """
         ...
 
-    async def own_partitions(self, replica: str) -> list[OwnedPartition]:
-        """Take this replica's share of partitions, leave what is too much, and return what it owns."""
+    async def own_partitions(self, replica: str, *, silent_after: timedelta) -> list[OwnedPartition]:
+        """Take this replica's share of partitions, leave what is too much, and return what it owns.
+
+        Replicas that have not asked for so long own nothing any more; whatever they still believe, they are fenced.
+        """
         ...
 
 

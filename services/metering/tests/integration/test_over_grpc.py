@@ -8,6 +8,8 @@ from pathlib import Path
 import grpc
 import pytest
 import pytest_asyncio
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc.error_details_pb2 import BadRequest
 
 from byok.metering.v1 import (
     account_service_pb2,
@@ -206,6 +208,81 @@ async def test_the_same_request_id_with_another_body_is_refused(served: Served) 
     with pytest.raises(grpc.aio.AioRpcError) as taken:
         await register(operator, "same-2", "same-agent")
     assert error_from_rpc(taken.value).reason == "AGENT_ALREADY_REGISTERED"
+
+
+async def test_of_two_bodies_at_once_under_one_request_id_one_is_refused(served: Served) -> None:
+    """Whoever comes second loses, also when the first has not been answered yet."""
+    operator = await served.client("operator")
+    await register(operator, "race", "race-agent")
+    request_id = new_id()
+
+    async def ask(amount: int) -> str:
+        limit = limit_service_pb2.Limit(
+            account=account_of("race"),
+            unit=limit_service_pb2.LIMIT_UNIT_CALLS,
+            window=limit_service_pb2.LIMIT_WINDOW_DAY,
+            amount=amount,
+        )
+        try:
+            answer = await operator.limits.SetLimit(
+                limit_service_pb2.SetLimitRequest(request_id=request_id, acting_for=OPERATOR, actor="test", limit=limit)
+            )
+        except grpc.aio.AioRpcError as error:
+            return error_from_rpc(error).reason
+        return str(answer.limit.amount)
+
+    answers = set(await asyncio.gather(*(ask(amount) for amount in (10, 20) * 6)))
+    assert answers in ({"10", "REQUEST_ID_REUSED"}, {"20", "REQUEST_ID_REUSED"})
+
+
+@pytest.mark.parametrize(
+    ("seconds", "nanos"), [(-1, 0), (-(10**15), 0), (253_402_300_799, 0), (10**17, 0), (1_700_000_000, -5)]
+)
+@pytest.mark.parametrize("field", ["start_time", "end_time"])
+async def test_a_time_that_no_ledger_has_is_refused(served: Served, field: str, seconds: int, nanos: int) -> None:
+    """A time out of every range is the caller's fault, and the field is named."""
+    operator = await served.client("operator")
+    at = {field: Timestamp(seconds=seconds, nanos=nanos)}
+    asks = [
+        operator.usage.GetUsageSummary(
+            usage_service_pb2.GetUsageSummaryRequest(account=account_of("t"), acting_for=OPERATOR, **at)
+        ),
+        operator.usage.ListLedgerEntries(
+            usage_service_pb2.ListLedgerEntriesRequest(account=account_of("t"), acting_for=OPERATOR, **at)
+        ),
+    ]
+    for ask in asks:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await ask
+        assert _fields(refused.value) == [field]
+
+
+async def test_ids_that_no_text_column_takes_are_refused(served: Served) -> None:
+    """A zero byte in a filter is a wrong field, not a database that is away."""
+    operator = await served.client("operator")
+    owner = {"account": account_of("t"), "acting_for": OPERATOR}
+    asks = [
+        operator.usage.GetUsageSummary(usage_service_pb2.GetUsageSummaryRequest(agent_id="a\x00", **owner)),
+        operator.usage.ListLedgerEntries(usage_service_pb2.ListLedgerEntriesRequest(agent_id="a\x00", **owner)),
+        operator.limits.ListLimits(limit_service_pb2.ListLimitsRequest(agent_id="a\x00", **owner)),
+        operator.limits.RemoveLimit(
+            limit_service_pb2.RemoveLimitRequest(request_id=new_id(), limit_id="a\x00", **owner)
+        ),
+    ]
+    found = []
+    for ask in asks:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await ask
+        found += _fields(refused.value)
+    assert found == ["agent_id", "agent_id", "agent_id", "limit_id"]
+
+
+def _fields(error: grpc.aio.AioRpcError) -> list[str]:
+    refused = error_from_rpc(error)
+    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT")
+    bad = refused.detail(BadRequest)
+    assert bad is not None
+    return [each.field for each in bad.field_violations]
 
 
 async def test_a_cap_of_twenty_holds_over_two_replicas_also_with_one_killed_half_way(two_served: Served) -> None:

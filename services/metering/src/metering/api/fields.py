@@ -26,6 +26,9 @@ _AGE_MAX_MS: Final = 35 * 24 * 3_600_000
 _AHEAD_MAX_MS: Final = 5 * 60_000
 _OPERATOR_ROLE: Final = "operator"
 _ORGANIZATIONS_MAX: Final = 100
+# The first second of the year 3000: windows and rollups around an asked time stay times too.
+_TIME_END_SECONDS: Final = 32_503_680_000
+_NANOS: Final = 1_000_000_000
 _OPERATIONS: Final = {operation.value: operation for operation in Operation}
 
 
@@ -42,6 +45,17 @@ def checked_request_id(value: str, now: datetime, now_ms: int, *, field: str = "
         age_ms = _AGE_MAX_MS + 1
     if not -_AHEAD_MAX_MS <= age_ms <= _AGE_MAX_MS:
         check_request_id(value, now, field=field)
+    return value
+
+
+def optional_identifier(value: str, field: str) -> str:
+    """Return an id of the platform's that may be left out.
+
+    Raises:
+        InvalidArgumentError: It is not one; a database would choke on some of what is none.
+    """
+    if value:
+        check_identifier(value, field)
     return value
 
 
@@ -113,9 +127,17 @@ def principal_from(message: account_pb2.Principal, caller: Caller) -> Principal:
     raise invalid("acting_for", "PRINCIPAL_MISSING", "must name an owner or an operator")
 
 
-def time_from(message: Timestamp) -> datetime | None:
-    """Return a time, or nothing if it is not set."""
-    return message.ToDatetime(tzinfo=UTC) if message.seconds or message.nanos else None
+def time_from(message: Timestamp, field: str) -> datetime | None:
+    """Return a time, or nothing if it is not set.
+
+    Raises:
+        InvalidArgumentError: It is not within the years that a ledger can have.
+    """
+    if not message.seconds and not message.nanos:
+        return None
+    if not 0 <= message.seconds < _TIME_END_SECONDS or not 0 <= message.nanos < _NANOS:
+        raise invalid(field, "TIME_OUT_OF_RANGE", "must be a time from 1970 to 2999")
+    return message.ToDatetime(tzinfo=UTC)
 
 
 def time_to(at: datetime) -> Timestamp:

@@ -13,6 +13,7 @@ from metering.api.fields import (
     ensure_distinct,
     invalid,
     operation_from,
+    optional_identifier,
     principal_from,
     time_to,
 )
@@ -74,6 +75,7 @@ class LimitServicer(limit_service_pb2_grpc.LimitServiceServicer):
     ) -> limit_service_pb2.RemoveLimitResponse:
         principal = principal_from(request.acting_for, current_caller())
         account = account_from(request.account, "account")
+        check_identifier(request.limit_id, "limit_id")
 
         async def run() -> limit_service_pb2.RemoveLimitResponse:
             is_applied = await self._do.remove_limit(account, request.limit_id, principal)
@@ -95,6 +97,7 @@ class LimitServicer(limit_service_pb2_grpc.LimitServiceServicer):
         principal = principal_from(request.acting_for, current_caller())
         account = account_from(request.account, "account")
         count = page_size(request.page_size)
+        optional_identifier(request.agent_id, "agent_id")
         bound_to = ("ListLimits", account, request.agent_id)
         after = position_of(request.page_token, *bound_to)
         view = await self._do.list_limits(account, principal, agent_id=request.agent_id)

@@ -44,12 +44,13 @@ class Replays:
         checked_request_id(request_id, now, to_ms(now))
         scope = f"owner:{principal.owner_id}" if principal.owner_id else f"operator:{principal.operator_id}"
         body_hash = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
-        found = await self._requests.find(rpc, scope, request_id)
-        if found is not None:
-            if found[0] != body_hash:
-                raise RequestIdReusedError("The request id was used with another body; take a new one.")
-            return kind.FromString(found[1])
+        # Claimed before it runs: two bodies that came at once would else both be done. A claim without an answer is a
+        # run that failed or that is under way; the same body may run again, since every mutation is idempotent.
+        claimed, kept = await self._requests.claim(rpc, scope, request_id, body_hash=body_hash)
+        if claimed != body_hash:
+            raise RequestIdReusedError("The request id was used with another body; take a new one.")
+        if kept is not None:
+            return kind.FromString(kept)
         answer = await run()
-        kept = answer.SerializeToString(deterministic=True)
-        await self._requests.keep(rpc, scope, request_id, body_hash=body_hash, answer=kept)
+        await self._requests.keep(rpc, scope, request_id, answer=answer.SerializeToString(deterministic=True))
         return answer

@@ -14,6 +14,7 @@ from metering.api.fields import (
     checked_request_id,
     ensure_distinct,
     invalid,
+    optional_identifier,
     principal_from,
     time_from,
     time_to,
@@ -61,9 +62,9 @@ class UsageServicer(usage_service_pb2_grpc.UsageServiceServicer):
             raise invalid("group_by", "DIMENSION_UNKNOWN", "must be values of UsageDimension")
         query = UsageQuery(
             account=account_from(request.account, "account"),
-            start=time_from(request.start_time),
-            end=time_from(request.end_time),
-            agent_id=request.agent_id,
+            start=time_from(request.start_time, "start_time"),
+            end=time_from(request.end_time, "end_time"),
+            agent_id=optional_identifier(request.agent_id, "agent_id"),
             group_by=tuple(_DIMENSIONS[each] for each in request.group_by),
         )
         summary, time_zone = await self._do.summary(query, principal)
@@ -86,9 +87,9 @@ class UsageServicer(usage_service_pb2_grpc.UsageServiceServicer):
             checked_request_id(request.request_id, now, to_ms(now))
         query = UsageQuery(
             account=account_from(request.account, "account"),
-            start=time_from(request.start_time),
-            end=time_from(request.end_time),
-            agent_id=request.agent_id,
+            start=time_from(request.start_time, "start_time"),
+            end=time_from(request.end_time, "end_time"),
+            agent_id=optional_identifier(request.agent_id, "agent_id"),
             request_id=request.request_id,
         )
         count = page_size(request.page_size)
