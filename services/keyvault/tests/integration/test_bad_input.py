@@ -201,6 +201,7 @@ LISTS: dict[str, tuple[dict[str, Any], str, str]] = {
     "a huge page": ({"page_size": 1001}, "page_size", "PAGE_SIZE_OUT_OF_RANGE"),
     "a made-up token": ({"page_token": "bm9wZQ=="}, "page_token", "PAGE_TOKEN_INVALID"),
     "a token that is no base64": ({"page_token": "§"}, "page_token", "PAGE_TOKEN_INVALID"),
+    "a provider that no text column takes": ({"provider": "open\x00ai"}, "provider", "IDENTIFIER_INVALID"),
 }
 
 

@@ -71,11 +71,13 @@ class ListProviderKeys:
         """Return one page.
 
         Raises:
-            InvalidArgumentError: the page size or the page token does not fit.
+            InvalidArgumentError: the page size, the page token or a filter does not fit.
             AgentNotFoundError: the agent is not registered, or is another owner's.
         """
         size = _page_size(listing.page_size)
         after = _read_token(listing)
+        if listing.provider:
+            check_identifier("provider", listing.provider)
         if listing.agent_id:
             await self._agents.owned(check_identifier("agent_id", listing.agent_id), listing.acting_for)
         rows = await self._store.find(
