@@ -12,7 +12,7 @@ from typing import Final
 from catalogue.models import EmbeddingSpace
 from router.domain.embeddings import EmbeddingPurpose
 from servicekit.errors import FieldViolation, InvalidArgumentError
-from servicekit.ids import check_request_id
+from servicekit.ids import check_request_id, uuid7_time
 
 ID_LENGTH_MAX: Final = 128
 SUBJECT_TYPE_LENGTH_MAX: Final = 64
@@ -262,7 +262,11 @@ def check_key_validation(request: KeyValidationRequest, *, now: datetime) -> Non
 
 def _check_superseded(context: OperationContext, violations: Violations) -> None:
     path = "context.supersedes_request_id"
-    violations.check_id(path, context.supersedes_request_id)
+    try:
+        # Of any age: what is bought again may be long past.
+        uuid7_time(context.supersedes_request_id)
+    except ValueError:
+        violations.add(path, "REQUEST_ID_MALFORMED", "must be the UUIDv7 of the earlier request, in lower case")
     if context.supersedes_request_id == context.request_id:
         violations.add(path, "SAME_REQUEST_ID", "must name an earlier request; take a new request_id for this one")
 
