@@ -20,7 +20,7 @@ ODD_VALUES: tuple[Any, ...] = (None, True, -1, 0.5, 2**60, 1e300, "", "x", "\ud8
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_a_damaged_answer_is_an_answer_or_a_typed_error(provider: str) -> None:
     """Fields gone, of another type, or absurd: in documents, in streams and in errors."""
-    dice = random.Random(provider)  # noqa: S311 - the damage must be the same in every run
+    dice = random.Random(provider)
     recordings = [each for each in load(provider, where=OWN) if each.dialect and not each.is_embedding]
     assert recordings
     for recording in recordings:
@@ -32,7 +32,7 @@ def test_a_damaged_answer_is_an_answer_or_a_typed_error(provider: str) -> None:
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_a_shortened_or_garbled_body_is_an_answer_or_a_typed_error(provider: str) -> None:
     """Cut off, or with characters changed on the way."""
-    dice = random.Random(provider)  # noqa: S311 - the damage must be the same in every run
+    dice = random.Random(provider)
     for recording in load(provider, where=OWN):
         if recording.dialect is None or recording.is_embedding:
             continue
