@@ -15,6 +15,7 @@ from metering.workers.flush import Flusher
 from services.metering.tests.rig import Rig, asked, open_rig, released, settled
 
 # A table that the flush writes, in the order in which it comes to them.
+SILENT = timedelta(seconds=6)
 TABLES = ("partitions", "holds", "ledger_entries", "usage_quarters", "usage_days", "kept_answers")
 
 
@@ -116,7 +117,7 @@ async def test_a_round_that_dies_after_its_commit_is_repeated_without_effect(rig
     await make_history(rig)
     dying = flusher(rig, outbox=DyingOutbox(rig.replica.stores.outbox))
     with pytest.raises(Died):
-        await dying.flush(await rig.replica.stores.licences.own_partitions(rig.replica.name))
+        await dying.flush(await rig.replica.stores.licences.own_partitions(rig.replica.name, silent_after=SILENT))
     before = await ledger_bytes(rig.dsn)
     assert await rig.ledger_cost() == sum(1_000 + number for number in range(12))
     await rig.flush()
@@ -128,7 +129,7 @@ async def test_a_round_that_dies_before_it_writes_is_made_up_for(rig: Rig) -> No
     await make_history(rig)
     with pytest.raises(Died):
         await flusher(rig, ledger=DyingLedger()).flush(
-            await rig.replica.stores.licences.own_partitions(rig.replica.name)
+            await rig.replica.stores.licences.own_partitions(rig.replica.name, silent_after=SILENT)
         )
     assert await rig.ledger_cost() == 0
     await rig.flush()
@@ -143,7 +144,7 @@ async def test_a_session_killed_in_the_midst_of_the_transaction_changes_nothing(
     records = await rig.replica.stores.outbox.read(
         [Watermark(partition, 1, 0) for partition in range(256)], count=1_000
     )
-    owned = await rig.replica.stores.licences.own_partitions(rig.replica.name)
+    owned = await rig.replica.stores.licences.own_partitions(rig.replica.name, silent_after=SILENT)
     await kill_at(rig, table)
     with pytest.raises(DependencyUnavailableError):
         await flusher(rig).flush(owned)
@@ -164,7 +165,9 @@ async def test_the_same_records_flushed_twice_are_counted_once(rig: Rig) -> None
     await make_history(rig)
     outbox = DyingOutbox(rig.replica.stores.outbox)
     with pytest.raises(Died):
-        await flusher(rig, outbox=outbox).flush(await rig.replica.stores.licences.own_partitions(rig.replica.name))
+        await flusher(rig, outbox=outbox).flush(
+            await rig.replica.stores.licences.own_partitions(rig.replica.name, silent_after=SILENT)
+        )
     before = await ledger_bytes(rig.dsn)
     await rig.fetch("UPDATE partitions SET sequence = 0")
     await rig.flush()
@@ -178,12 +181,15 @@ async def test_a_flusher_whose_partitions_were_taken_is_refused(rig: Rig) -> Non
     """The fence rises with the owner: an earlier one cannot write, whatever it still believes."""
     await make_history(rig)
     stores = rig.replica.stores
-    owned = await stores.licences.own_partitions(rig.replica.name)
+    owned = await stores.licences.own_partitions(rig.replica.name, silent_after=SILENT)
     assert len(owned) == 256
     async with open_rig(rig.dsn, rig.redis_url) as second:
         assert await second.replica.keeper.round()
-        shares = [await stores.licences.own_partitions(rig.replica.name)]
-        shares.append(await second.replica.stores.licences.own_partitions(second.replica.name))
+        # The second is heard of, the first leaves what is too much, the second takes it.
+        other = second.replica.stores.licences
+        await other.own_partitions(second.replica.name, silent_after=SILENT)
+        shares = [await stores.licences.own_partitions(rig.replica.name, silent_after=SILENT)]
+        shares.append(await other.own_partitions(second.replica.name, silent_after=SILENT))
         assert [len(share) for share in shares] == [128, 128]
         with pytest.raises(FencedFlushError):
             await flusher(rig).flush(owned)
@@ -192,8 +198,8 @@ async def test_a_flusher_whose_partitions_were_taken_is_refused(rig: Rig) -> Non
         await second.flush()
         assert await rig.ledger_cost() == sum(1_000 + number for number in range(12))
         await second.replica.stores.licences.give_back(second.replica.name)
-    # What a replica that is gone owned is taken over.
-    assert len(await stores.licences.own_partitions(rig.replica.name)) == 256
+    # What a replica that has stopped owned is taken over at once.
+    assert len(await stores.licences.own_partitions(rig.replica.name, silent_after=SILENT)) == 256
 
 
 async def test_a_hold_that_spans_rounds_is_kept_and_closed(rig: Rig) -> None:
@@ -207,3 +213,22 @@ async def test_a_hold_that_spans_rounds_is_kept_and_closed(rig: Rig) -> None:
     await rig.settle(settled(request, grant))
     await rig.flush()
     assert await rig.fetch("SELECT * FROM holds") == []
+
+
+async def test_the_partitions_of_a_dead_replica_are_taken_over_before_its_licence_ends(rig: Rig) -> None:
+    """What it left in the outbox is flushed within seconds."""
+    await make_history(rig)
+    dead = rig.replica.stores.licences
+    await dead.own_partitions(rig.replica.name, silent_after=SILENT)
+    async with open_rig(rig.dsn, rig.redis_url) as second:
+        assert await second.replica.keeper.round()
+        licences = second.replica.stores.licences
+        assert await licences.own_partitions(second.replica.name, silent_after=SILENT) == []
+        await rig.fetch(
+            "UPDATE flushers SET heartbeat_time = now() - interval '7 seconds' WHERE replica <> $1", second.replica.name
+        )
+        assert await licences.unexpired() == 2
+        taken = await licences.own_partitions(second.replica.name, silent_after=SILENT)
+        assert len(taken) == 256
+        assert await second.flush() > 0
+        assert await rig.ledger_cost() == sum(1_000 + number for number in range(12))

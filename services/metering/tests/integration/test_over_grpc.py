@@ -4,6 +4,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -242,7 +243,7 @@ async def test_of_two_bodies_at_once_under_one_request_id_one_is_refused(served:
 async def test_a_time_that_no_ledger_has_is_refused(served: Served, field: str, seconds: int, nanos: int) -> None:
     """A time out of every range is the caller's fault, and the field is named."""
     operator = await served.client("operator")
-    at = {field: Timestamp(seconds=seconds, nanos=nanos)}
+    at: dict[str, Any] = {field: Timestamp(seconds=seconds, nanos=nanos)}
     asks = [
         operator.usage.GetUsageSummary(
             usage_service_pb2.GetUsageSummaryRequest(account=account_of("t"), acting_for=OPERATOR, **at)
@@ -260,7 +261,7 @@ async def test_a_time_that_no_ledger_has_is_refused(served: Served, field: str, 
 async def test_ids_that_no_text_column_takes_are_refused(served: Served) -> None:
     """A zero byte in a filter is a wrong field, not a database that is away."""
     operator = await served.client("operator")
-    owner = {"account": account_of("t"), "acting_for": OPERATOR}
+    owner: dict[str, Any] = {"account": account_of("t"), "acting_for": OPERATOR}
     asks = [
         operator.usage.GetUsageSummary(usage_service_pb2.GetUsageSummaryRequest(agent_id="a\x00", **owner)),
         operator.usage.ListLedgerEntries(usage_service_pb2.ListLedgerEntriesRequest(agent_id="a\x00", **owner)),

@@ -25,6 +25,8 @@ _log = structlog.get_logger("metering.flush")
 
 # Where the script puts the time among a record's numbers.
 _NOW: Final = 0
+# A replica that has not looked for so many times is taken for dead.
+_MISSED_HEARTBEATS: Final = 3
 
 
 class FlushPace(msgspec.Struct, frozen=True, kw_only=True):
@@ -153,7 +155,7 @@ class Flusher:
         if now - self._owned_at < self._pace.own.total_seconds() and generations == self._owned_under:
             return
         self._owned_under = generations
-        owned = await self._licences.own_partitions(self._replica)
+        owned = await self._licences.own_partitions(self._replica, silent_after=_MISSED_HEARTBEATS * self._pace.own)
         self._owned = {each.partition: each for each in owned}
         self._owned_at = now
         if self._owned:

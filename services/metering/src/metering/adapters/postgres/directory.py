@@ -131,7 +131,7 @@ class PostgresRequests(Requests):
     async def claim(self, rpc: str, scope: str, request_id: str, *, body_hash: bytes) -> tuple[bytes, bytes | None]:
         async with self._database.connection() as connection:
             # The update changes nothing: by it also a row that was there already comes back.
-            row = await connection.fetchrow(
+            (row,) = await connection.fetch(
                 "INSERT INTO requests AS kept (rpc, scope, request_id, body_hash) VALUES ($1, $2, $3, $4)"
                 " ON CONFLICT (rpc, scope, request_id) DO UPDATE SET body_hash = kept.body_hash"
                 " RETURNING body_hash, answer",

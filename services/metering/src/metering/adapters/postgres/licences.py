@@ -1,7 +1,7 @@
 """Licences, generations and owners of partitions in Postgres. Times are Postgres' own."""
 
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from typing_extensions import override
 
@@ -13,6 +13,8 @@ from metering.ports import Licences, OwnedPartition, StoreState
 
 if TYPE_CHECKING:
     from metering.adapters.postgres.connection import Connection
+
+_FORGOTTEN_AFTER: Final = timedelta(hours=1)
 
 
 class PostgresLicences(Licences):
@@ -60,6 +62,7 @@ class PostgresLicences(Licences):
     async def give_back(self, replica: str) -> None:
         async with self._database.connection() as connection:
             await connection.execute("DELETE FROM licences WHERE replica = $1", replica)
+            await connection.execute("DELETE FROM flushers WHERE replica = $1", replica)
 
     @override
     async def begin_rebuild(self, replica: str, *, epoch: int, life_ms: int) -> bool:
@@ -114,14 +117,27 @@ class PostgresLicences(Licences):
             )
 
     @override
-    async def own_partitions(self, replica: str) -> list[OwnedPartition]:
+    async def own_partitions(self, replica: str, *, silent_after: timedelta) -> list[OwnedPartition]:
         async with self._database.transaction() as connection:
             # One at a time, or two replicas would shift partitions back and forth.
             await connection.execute("SELECT pg_advisory_xact_lock(hashtext('metering.partition_owners'))")
-            live = await connection.fetch("SELECT replica FROM licences WHERE expire_time > clock_timestamp()")
-            names = sorted({row["replica"] for row in live})
-            if replica not in names:
+            is_licensed = await connection.fetchval(
+                "SELECT true FROM licences WHERE replica = $1 AND expire_time > clock_timestamp()", replica
+            )
+            if not is_licensed:
                 return []
+            await connection.execute(
+                "INSERT INTO flushers (replica, heartbeat_time) VALUES ($1, clock_timestamp())"
+                " ON CONFLICT (replica) DO UPDATE SET heartbeat_time = excluded.heartbeat_time",
+                replica,
+            )
+            await connection.execute(
+                "DELETE FROM flushers WHERE heartbeat_time < clock_timestamp() - $1::interval", _FORGOTTEN_AFTER
+            )
+            live = await connection.fetch(
+                "SELECT replica FROM flushers WHERE heartbeat_time > clock_timestamp() - $1::interval", silent_after
+            )
+            names = sorted(row["replica"] for row in live)
             share = -(-PARTITIONS // len(names))
             await connection.execute(
                 "UPDATE partitions SET owner = NULL WHERE partition IN"
