@@ -126,6 +126,7 @@ class Admission(Protocol):
             KeyRequiredError: With payer PLATFORM: its policy does not pay for this.
             RequestIdReusedError: The request id was used with another body.
             InProgressError: Another Router holds this request id.
+            CallClosedError: A call of this number is over; the operation must count on.
             AgentNotFoundError: Metering does not know the agent or its account.
             RouterOverloadedError: A backlog is at its bound.
             SuiteUnavailableError: Metering cannot be reached, or admits nothing now.

@@ -211,6 +211,21 @@ async def test_what_may_have_been_billed_goes_to_suspense_and_is_retried_on_a_ne
     assert answer.receipt.settlement is Settlement.SUSPENSE
 
 
+@pytest.mark.parametrize("fault", [failure(400, "invalid_value"), ProviderTimeoutError(provider="openai", rule="x")])
+async def test_a_caller_may_come_again_under_its_request_id(bench: Workbench, fault: WireResponse | Exception) -> None:
+    """Calls of a failed run stay closed; the next run counts on beyond them, as often as the caller comes."""
+    request = bench.guardrail()
+    for _ in range(5):
+        bench.provider.script = [fault]
+        with pytest.raises((ProvidersExhaustedError, ProviderRequestRefusedError)):
+            await bench.evaluate_guardrail(request, deadline=bench.deadline)
+    bench.provider.script = [completion(verdict())]
+    answer = await bench.evaluate_guardrail(request, deadline=bench.deadline)
+    assert not answer.receipt.is_replay
+    indexes = [reserve.call_index for reserve in bench.admission.reserves]
+    assert len(set(indexes)) == len(indexes)
+
+
 async def test_attempts_are_bounded(bench: Workbench) -> None:
     """A provider that never answers is given up."""
     bench.provider.script = [ProviderTimeoutError(provider="openai", rule="x")]

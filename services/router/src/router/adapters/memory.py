@@ -11,6 +11,7 @@ from router.domain.leases import Lease, LeaseQuery, NoKey, Payer
 from router.domain.receipts import Settlement
 from router.domain.refusals import (
     AnswerNotKeptError,
+    CallClosedError,
     CapReachedError,
     KeyRequiredError,
     LeaseEndedError,
@@ -75,6 +76,15 @@ class _Operation:
     body_hash: bytes
     final: FinalOutcome | None = None
     attempts: int = 0
+    open_calls: dict[int, str] = field(default_factory=dict)
+    closed_calls: set[int] = field(default_factory=set)
+
+    def close(self, reservation_id: str) -> None:
+        """Note that the call of a reservation is over."""
+        for index, each in list(self.open_calls.items()):
+            if each == reservation_id:
+                del self.open_calls[index]
+                self.closed_calls.add(index)
 
 
 @dataclass(slots=True)
@@ -101,6 +111,8 @@ class MemoryAdmission(Admission):
             raise RequestIdReusedError
         if operation.final is not None:
             return operation.final
+        if reserve.call_index in operation.closed_calls:
+            raise CallClosedError
         if attribution.platform_cause is not None and not self.platform_pays:
             raise KeyRequiredError(cause=attribution.platform_cause)
         granted = self._fit(reserve)
@@ -108,6 +120,7 @@ class MemoryAdmission(Admission):
         self.reserves.append(reserve)
         reservation_id = f"{reserve.request_id}/{operation.attempts}"
         self.holds[reservation_id] = _cost(reserve, granted)
+        operation.open_calls[reserve.call_index] = reservation_id
         return Grant(
             reservation_id=reservation_id,
             attempt=operation.attempts,
@@ -126,9 +139,10 @@ class MemoryAdmission(Admission):
         held = self.holds.pop(charge.grant.reservation_id)
         self.used_nano_usd += held if charge.usage is None else charge.usage.cost_nano_usd
         self.charges.append(charge)
+        attribution = charge.reserve.attribution
+        operation = self.operations[charge.reserve.request_id, attribution.agent_id]
+        operation.close(charge.grant.reservation_id)
         if charge.is_final:
-            attribution = charge.reserve.attribution
-            operation = self.operations[charge.reserve.request_id, attribution.agent_id]
             operation.final = FinalOutcome(
                 usage=charge.usage, sealed_answer=charge.sealed_answer, payer=attribution.payer
             )
@@ -137,6 +151,8 @@ class MemoryAdmission(Admission):
     def release_later(self, release: Release, /) -> None:
         del self.holds[release.grant.reservation_id]
         self.releases.append(release)
+        attribution = release.reserve.attribution
+        self.operations[release.reserve.request_id, attribution.agent_id].close(release.grant.reservation_id)
 
     @override
     async def lookup(

@@ -13,6 +13,7 @@ from byok.metering.v1 import reservation_pb2
 from router.domain.leases import PlatformCause
 from router.domain.refusals import (
     AgentNotFoundError,
+    CallClosedError,
     CapReachedError,
     InProgressError,
     KeyRequiredError,
@@ -132,6 +133,21 @@ def final_outcome_of(message: reservation_pb2.FinalOutcome) -> FinalOutcome:
     )
 
 
+def final_outcome_of_settlement(message: reservation_pb2.SettleItem, body_hash: bytes) -> FinalOutcome:
+    """Return the outcome that a settlement on its way will give an operation.
+
+    Raises:
+        RequestIdReusedError: It is of another body.
+    """
+    if message.body_hash != body_hash:
+        raise RequestIdReusedError
+    return FinalOutcome(
+        usage=usage_of(message.usage) if message.HasField("usage") else None,
+        sealed_answer=message.sealed_answer,
+        payer=payer_of(message.attribution.payer),
+    )
+
+
 def refusal_by_metering(error: RemoteError, *, agent_id: str, cause: PlatformCause | None) -> RouterError:
     """Return what Metering's refusal means for our caller."""
     match error.reason:
@@ -141,6 +157,8 @@ def refusal_by_metering(error: RemoteError, *, agent_id: str, cause: PlatformCau
             return KeyRequiredError(cause=cause or PlatformCause.NO_KEY)
         case "REQUEST_ID_REUSED":
             return RequestIdReusedError()
+        case "RESERVATION_CLOSED":
+            return CallClosedError()
         case "IN_PROGRESS":
             return InProgressError(retry_after=error.retry_after or _RETRY_AFTER)
         case "AGENT_NOT_FOUND" | "ACCOUNT_NOT_FOUND":

@@ -60,6 +60,7 @@ _ROWS: Final[dict[type[DomainError], WireError]] = {
     refusals.SuiteUnavailableError: WireError(_UNAVAILABLE, "SUITE_UNAVAILABLE", ("service",)),
     # Taken away between the reservation and the first byte: to the caller, KeyVault could not be asked in time.
     refusals.LeaseEndedError: WireError(_UNAVAILABLE, "SUITE_UNAVAILABLE"),
+    refusals.CallClosedError: WireError(_UNAVAILABLE, "SUITE_UNAVAILABLE"),
     refusals.PriceUnknownError: WireError(_PRECONDITION, "PRICE_UNKNOWN", _MODEL),
     refusals.EgressForbiddenError: WireError(_PRECONDITION, "EGRESS_REFUSED", ("host",)),
     refusals.KeyCorruptError: WireError(grpc.StatusCode.DATA_LOSS, "KEY_CORRUPT", _KEY),

@@ -255,6 +255,20 @@ class KeyCorruptError(RouterError):
         )
 
 
+class CallClosedError(RouterError):
+    """A call of this number was made for the operation before, by this Router, and is over.
+
+    A caller came again under its request id. Use cases go on counting; a caller sees it only when there is no number
+    left.
+    """
+
+    retryable = True
+
+    def __init__(self) -> None:
+        """Say that the operation has begun anew too often."""
+        super().__init__("This operation was begun too often. Take a new request id.")
+
+
 class LeaseEndedError(RouterError):
     """A lease ended (revoked, superseded, out of time or of contact) before anything was sent on it.
 

@@ -19,6 +19,7 @@ from router.domain import errors
 from router.domain.leases import Lease, LeaseQuery, NoKey, Outcome, OutcomeKind, PlatformCause
 from router.domain.receipts import Settlement
 from router.domain.refusals import (
+    CallClosedError,
     EgressForbiddenError,
     EmbeddingSpaceUnavailableError,
     KeyRequiredError,
@@ -28,7 +29,7 @@ from router.domain.refusals import (
     SuiteUnavailableError,
     refusal_of,
 )
-from router.domain.reservations import Attribution, Estimate, FinalOutcome, Reserve
+from router.domain.reservations import Attribution, Estimate, FinalOutcome, Grant, Reserve
 from router.ports import Attempt
 from router.usecases.paid_calls import AlreadyFinal, Funding, Held, Paid, Question, Value_co
 
@@ -48,6 +49,8 @@ Classify: TypeAlias = "Callable[[WireResponse], errors.ProviderError]"
 
 
 # That the keys which exist failed says more than that there is no other one.
+# Each skips twice as many numbers as the one before.
+_SKIPS_MAX: Final = 12
 _NO_OTHER_KEY: Final = (KeyRequiredError, EmbeddingSpaceUnavailableError, ProviderRateLimitedError)
 
 
@@ -196,8 +199,7 @@ class ProviderCalls:
             RouterError: The reservation was denied.
         """
         request = question.build(route, None)
-        reserve = self._reserve_of(run, question.estimate(route, request), funding, route)
-        granted = await self._admission.reserve(reserve)
+        reserve, granted = await self._reserve(run, question.estimate(route, request), funding, route)
         if isinstance(granted, FinalOutcome):
             raise AlreadyFinal(granted)
         run.payer = funding.payer
@@ -208,6 +210,19 @@ class ProviderCalls:
         return await self._send(
             run, question, funding.lease, Held(route=route, reserve=reserve, grant=granted), request
         )
+
+    async def _reserve(
+        self, run: Run, estimate: Estimate, funding: Funding, route: Route
+    ) -> tuple[Reserve, Grant | FinalOutcome]:
+        for _ in range(_SKIPS_MAX):
+            reserve = self._reserve_of(run, estimate, funding, route)
+            try:
+                return reserve, await self._admission.reserve(reserve)
+            except CallClosedError:
+                # The caller came again after a failure that was not final: calls of its earlier runs stay closed, so
+                # that no stalled duplicate of theirs can be granted.
+                run.skip_calls()
+        raise CallClosedError
 
     def _reserve_of(self, run: Run, estimate: Estimate, funding: Funding, route: Route) -> Reserve:
         lease = funding.lease
