@@ -140,9 +140,6 @@ class PostgresRequests(Requests):
                 UUID(request_id),
                 body_hash,
             )
-        if row is None:
-            message = "an upsert returned no row"
-            raise LookupError(message)
         return row["body_hash"], row["answer"]
 
     @override

@@ -195,7 +195,7 @@ class RedisAdmissionStore(AdmissionStore):
             0 if history is None else 1,
             int(command.leg),
         ]
-        numbered = msgspec.structs.replace(facts, attempt=attempt)
+        numbered = facts if facts.attempt == attempt else msgspec.structs.replace(facts, attempt=attempt)
         arguments = (
             _encode(numbers),
             _encode(numbered),

@@ -49,6 +49,7 @@ class _Protocol(asyncio.Protocol):
     def __init__(self) -> None:
         self._reader = hiredis.Reader()
         self._waiting: deque[_Batch] = deque()
+        self._unsent: list[bytes] = []
         self._transport: asyncio.Transport | None = None
         self.is_lost = False
 
@@ -90,8 +91,16 @@ class _Protocol(asyncio.Protocol):
             raise unavailable("is behind by too many batches")
         batch = _Batch(count, asyncio.get_running_loop().create_future())
         self._waiting.append(batch)
-        self._transport.write(packed)
+        self._unsent.append(packed)
+        if len(self._unsent) == 1:
+            # Batches of the same turn of the loop share a write: the system call costs more than what it carries.
+            asyncio.get_running_loop().call_soon(self._write)
         return batch.future
+
+    def _write(self) -> None:
+        unsent, self._unsent = self._unsent, []
+        if self._transport is not None and not self.is_lost:
+            self._transport.write(b"".join(unsent))
 
     def abort(self) -> None:
         """Drop the connection; nothing it may still answer is wanted."""
