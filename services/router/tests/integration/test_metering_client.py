@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -25,6 +26,7 @@ from router.adapters.settlement_journal import SettlementJournal
 from router.domain.leases import Payer, PlatformCause
 from router.domain.receipts import CostSource, PricedUsage, Settlement, UsageSource
 from router.domain.refusals import (
+    CallClosedError,
     CapReachedError,
     InProgressError,
     KeyRequiredError,
@@ -420,6 +422,41 @@ async def test_a_full_queue_loses_no_settlement() -> None:
         bench.metering.durable = 1
         await bench.until(lambda: bench.journal.size == 0)
         assert len(bench.metering.settled) == 1
+
+
+async def test_a_final_settlement_on_its_way_is_answered_from_the_journal() -> None:
+    """A caller who comes again while Metering is away is given the answer that was paid for, and buys nothing."""
+    async with opened() as bench:
+        asked, grant = await granted(bench)
+        bench.metering.down.add("SettleBatch")
+        assert await bench.client.settle(charge(asked, grant)) is Settlement.PENDING
+        again = await bench.client.reserve(asked)
+        assert isinstance(again, FinalOutcome)
+        assert (again.sealed_answer, again.payer) == (b"sealed", Payer.OWNER)
+        found = await bench.client.lookup(request_id="request-1", agent_id="agent-1", account=None, body_hash=bytes(32))
+        assert found == again
+        assert len(bench.metering.reserved) == 1
+        with pytest.raises(RequestIdReusedError):
+            await bench.client.reserve(replace(asked, body_hash=b"x" * 32))
+        bench.metering.down.clear()
+        bench.metering.durable = 1
+        await bench.until(lambda: bench.journal.size == 0)
+        assert isinstance(await bench.client.reserve(reserve("request-1", call_index=1)), Grant)
+
+
+async def test_no_two_calls_run_on_one_hold() -> None:
+    """What Metering grants again because our settlement or release is still on its way is not used."""
+    async with opened() as bench:
+        asked, grant = await granted(bench)
+        bench.metering.down.update({"SettleBatch", "ReleaseBatch"})
+        await bench.client.settle(charge(asked, grant, usage=None, is_final=False))
+        with pytest.raises(CallClosedError):
+            await bench.client.reserve(asked)
+        other, held = await granted(bench, "request-2")
+        bench.client.release_later(Release(reserve=other, grant=held))
+        with pytest.raises(CallClosedError):
+            await bench.client.reserve(other)
+        assert bench.journal.open_holds == 0
 
 
 async def test_an_unknown_outcome_is_settled_in_suspense() -> None:

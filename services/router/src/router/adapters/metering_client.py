@@ -26,6 +26,7 @@ from byok.metering.v1.admission_service_pb2 import (
 from byok.metering.v1.reservation_pb2 import ReleaseItem, ReserveItem, SettleItem
 from router.adapters.reservation_messages import (
     final_outcome_of,
+    final_outcome_of_settlement,
     grant_of,
     refusal_by_metering,
     release_item,
@@ -34,7 +35,7 @@ from router.adapters.reservation_messages import (
     unknown_release_item,
 )
 from router.domain.receipts import Settlement
-from router.domain.refusals import RequestIdReusedError, SuiteUnavailableError
+from router.domain.refusals import CallClosedError, RequestIdReusedError, SuiteUnavailableError
 from router.domain.reservations import FinalOutcome, Grant, Reserve
 from router.messages import account_message
 from router.ports import Admission
@@ -127,24 +128,35 @@ class MeteringClient(Admission):
 
     @override
     async def reserve(self, reserve: Reserve, /) -> Grant | FinalOutcome:
+        final = self._journal.final_settlement(reserve.request_id, reserve.attribution.agent_id)
+        if final is not None:
+            return final_outcome_of_settlement(final, reserve.body_hash)
+        if self._journal.is_disposing_of(reserve.request_id, reserve.call_index):
+            raise CallClosedError
         self._journal.ensure_room()
         asked = _Asked(reserve, reserve_item(reserve, holder=self._holder))
         for tries_left in reversed(range(self._limits.reserve_tries)):
             try:
-                outcome = await self._batches.submit(asked)
+                return self._take_hold(asked, await self._batches.submit(asked))
             except SuiteUnavailableError as error:
                 if error.retry_after is not None or not tries_left:
                     # It may stand at Metering although its answer was lost.
                     self._release(unknown_release_item(reserve, holder=self._holder))
                     raise
-            else:
-                if isinstance(outcome, Grant):
-                    self._held[outcome.reservation_id] = asked.item
-                    self._journal.open_holds = len(self._held)
-                    return outcome
-                if isinstance(outcome, FinalOutcome):
-                    return outcome
         raise SuiteUnavailableError(service="metering")
+
+    def _take_hold(self, asked: _Asked, outcome: _Outcome) -> Grant | FinalOutcome:
+        if isinstance(outcome, FinalOutcome):
+            return outcome
+        if not isinstance(outcome, Grant):
+            raise SuiteUnavailableError(service="metering")
+        if self._journal.is_settling(outcome.reservation_id) or outcome.reservation_id in self._held:
+            # The answer to an earlier run of the same operation, whose settlement is still on its way: two provider
+            # calls on one hold would be counted once.
+            raise CallClosedError
+        self._held[outcome.reservation_id] = asked.item
+        self._journal.open_holds = len(self._held)
+        return outcome
 
     @override
     async def settle(self, charge: Charge, /) -> Settlement:
@@ -175,6 +187,9 @@ class MeteringClient(Admission):
     async def lookup(
         self, *, request_id: str, agent_id: str, account: Account | None, body_hash: bytes
     ) -> FinalOutcome | None:
+        final = self._journal.final_settlement(request_id, agent_id)
+        if final is not None:
+            return final_outcome_of_settlement(final, body_hash)
         request = LookupRequest(
             request_id=request_id,
             agent_id=agent_id,

@@ -43,6 +43,7 @@ class SettlementJournal:
         """Bound the journal; open holds have their room reserved in it."""
         self._entries_max = entries_max
         self._settlements: dict[str, _Settlement] = {}
+        self._finals: dict[tuple[str, str], str] = {}
         self._releases: dict[tuple[str, int], _Release] = {}
         self.open_holds = 0
 
@@ -63,10 +64,26 @@ class SettlementJournal:
     def add_settlement(self, item: SettleItem) -> None:
         """Remember a settlement that is about to be sent."""
         self._settlements[item.reservation_id] = _Settlement(item, is_on_its_way=True)
+        if item.final:
+            self._finals[item.call.request_id, item.attribution.agent_id] = item.reservation_id
 
     def add_release(self, item: ReleaseItem) -> None:
         """Remember a release that is about to be sent, until it is taken."""
         self._releases[item.call.request_id, item.call.call_index] = _Release(item)
+
+    def final_settlement(self, request_id: str, agent_id: str) -> SettleItem | None:
+        """Return the settlement that closes an operation, while it is not durable yet."""
+        reservation_id = self._finals.get((request_id, agent_id))
+        settlement = self._settlements.get(reservation_id) if reservation_id is not None else None
+        return None if settlement is None else settlement.item
+
+    def is_disposing_of(self, request_id: str, call_index: int) -> bool:
+        """Return whether the hold of a call is on its way back."""
+        return (request_id, call_index) in self._releases
+
+    def is_settling(self, reservation_id: str) -> bool:
+        """Return whether a hold has a settlement that is not durable yet."""
+        return reservation_id in self._settlements
 
     def note_applied(self, reservation_id: str, position: OutboxPosition) -> None:
         """Note where a settlement stands; it is durable once the watermark has passed it."""
@@ -93,7 +110,9 @@ class SettlementJournal:
 
     def drop_settlement(self, reservation_id: str) -> None:
         """Forget a settlement that Metering will never take."""
-        self._settlements.pop(reservation_id, None)
+        settlement = self._settlements.pop(reservation_id, None)
+        if settlement is not None and settlement.item.final:
+            self._finals.pop((settlement.item.call.request_id, settlement.item.attribution.agent_id), None)
 
     def drop_release(self, item: ReleaseItem) -> None:
         """Forget a release that was taken."""
@@ -110,7 +129,7 @@ class SettlementJournal:
             if generation != settlement.generation:
                 settlement.partition = -1
             elif sequence >= settlement.sequence:
-                del self._settlements[reservation_id]
+                self.drop_settlement(reservation_id)
 
     def take_unsent_settlements(self) -> list[SettleItem]:
         """Return the settlements that must be sent again, as being on their way."""
