@@ -3,9 +3,9 @@
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from testkit.simulator.client import SimulatorControl
 from testkit.stack.customer import Customer, Suite
@@ -20,10 +20,11 @@ _CAP = 20
 _TRIES_MAX = 200
 
 
-@pytest.fixture
-async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
-    """Run a stack with two Metering replicas, for this test to break."""
-    async with Stack(tmp_path, options=StackOptions(meterings=2, is_durable=False)) as running:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+    """Run a stack with two Metering replicas, for these tests to break and mend."""
+    options = StackOptions(meterings=2, is_durable=False)
+    async with Stack(tmp_path_factory.mktemp("stack"), options=options) as running:
         yield running
 
 
@@ -49,13 +50,14 @@ async def _check(customer: Customer, control: SimulatorControl, outcomes: list[O
     await eventually(customer.entries, lambda entries: {entry.request_id for entry in entries} >= wanted)
 
 
-async def test_exactly_the_cap_gets_through_one_metering(suite_stack: Stack) -> None:
+async def test_exactly_the_cap_gets_through_one_metering(
+    suite_stack: Stack, suite: Suite, simulator_control: SimulatorControl
+) -> None:
     """50 callers at once on a cap of 20: 20 answers, 30 typed refusals, 20 provider calls."""
-    async with Suite(suite_stack) as suite, SimulatorControl(suite_stack.simulator) as control:
-        customer = await _prepare(suite, control)
-        outcomes = await asyncio.gather(*(attempt(customer) for _ in range(_CALLERS)))
-        await control.set_latency(0)
-        await _check(customer, control, outcomes)
+    assert len([each for each in suite_stack.services if each.service == "metering"]) == 1
+    customer = await _prepare(suite, simulator_control)
+    outcomes = await asyncio.gather(*(attempt(customer) for _ in range(_CALLERS)))
+    await _check(customer, simulator_control, outcomes)
 
 
 async def test_exactly_the_cap_gets_through_two_meterings(stack: Stack) -> None:
@@ -76,4 +78,5 @@ async def test_exactly_the_cap_gets_through_while_a_metering_is_killed(stack: St
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         stack.kill9("metering", 0)
         outcomes = await asyncio.gather(*tasks)
+        await stack.start_again("metering", 0)
         await _check(customer, control, outcomes)

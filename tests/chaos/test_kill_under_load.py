@@ -5,9 +5,9 @@ says what its caller was told. All three must agree.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from testkit.settings import TestkitSettings
 from testkit.simulator.client import SimulatorControl
@@ -28,10 +28,11 @@ _LICENCE = {"BYOK_METERING_LICENCE__LIFE": "10", "BYOK_METERING_LICENCE__RENEW":
 _CLOSE_SECONDS = 90
 
 
-@pytest.fixture
-async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
-    """Run a stack with two Routers, for this test to break."""
-    async with Stack(tmp_path, options=StackOptions(routers=2, is_durable=False, environment=_LICENCE)) as running:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+    """Run a stack with two Routers, for these tests to break and mend, one process after the other."""
+    options = StackOptions(routers=2, is_durable=False, environment=_LICENCE)
+    async with Stack(tmp_path_factory.mktemp("stack"), options=options) as running:
         yield running
 
 

@@ -9,8 +9,9 @@ from byok.router.v1 import operation_result_pb2
 from testkit.simulator.client import SimulatorControl
 from testkit.simulator.faults import FaultKind
 from testkit.simulator.ledger import key_fingerprint
-from testkit.stack.customer import Customer, Suite
+from testkit.stack.customer import Customer, Suite, new_request_id
 from testkit.stack.load import Outcome, attempt
+from testkit.stack.refusals import refusal
 
 _TIMEOUT_SECONDS = 6
 _SIZE_BYTES = 48 * 1024 * 1024
@@ -58,6 +59,23 @@ async def test_every_fault_is_answered_in_time_and_accounted_for(
 
     found = await asyncio.gather(*(meet(kind) for kind in FaultKind))
     assert [problem for problems in found for problem in problems] == []
+
+
+@pytest.mark.parametrize("kind", [FaultKind.SERVER_ERROR, FaultKind.RESET_AFTER_READ, FaultKind.MALFORMED_JSON])
+async def test_a_caller_may_come_again_under_the_same_request_id(
+    customer: Customer, simulator_control: SimulatorControl, kind: FaultKind
+) -> None:
+    """A failure that is not final leaves the id free: the next try is served, the one after gets the same answer."""
+    await customer.set_up("openai")
+    fingerprint = key_fingerprint(customer.secret("openai"))
+    request_id = new_request_id()
+    await simulator_control.add_fault(kind, key_fingerprint=fingerprint, times=None, retry_form="none")
+    assert (await refusal(customer.evaluate(request_id=request_id))).reason == "PROVIDERS_EXHAUSTED"
+    await simulator_control.clear_faults()
+    served = await customer.evaluate(request_id=request_id)
+    assert not served.receipt.is_replay
+    again = await customer.evaluate(request_id=request_id)
+    assert again.receipt.is_replay
 
 
 async def _meet(customer: Customer, control: SimulatorControl, provider: str, kind: FaultKind) -> list[str]:
