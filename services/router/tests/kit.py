@@ -53,6 +53,7 @@ LIMITS = CallLimits(
     attempts_max=4,
     candidates_max=4,
     lease_losses_max=3,
+    attempt_pause=timedelta(0),
     settle_margin=timedelta(milliseconds=50),
     hold_margin=timedelta(seconds=60),
     hold_ttl_max=timedelta(minutes=15),

@@ -297,6 +297,7 @@ def _call_limits(settings: Settings) -> CallLimits:
         attempts_max=settings.retry.attempts_max,
         candidates_max=settings.retry.candidates_max,
         lease_losses_max=settings.retry.lease_losses_max,
+        attempt_pause=settings.retry.attempt_pause,
         settle_margin=settings.retry.settle_margin,
         hold_margin=settings.hold.margin,
         hold_ttl_max=settings.hold.ttl_max,

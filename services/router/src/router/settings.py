@@ -111,6 +111,8 @@ class RetrySettings(SettingsGroup):
     """Keys tried for one question."""
     lease_losses_max: Annotated[int, Field(ge=1, le=20)] = 3
     """How often a lease may end before its first byte."""
+    attempt_pause: Duration = timedelta(milliseconds=100)
+    """Between an attempt that may have been billed and the next one on the same key; it grows with each."""
     settle_margin: PositiveDuration = timedelta(milliseconds=80)
     """Kept free at the end of a call's deadline, to settle and to answer."""
 

@@ -29,7 +29,7 @@ from router.domain.refusals import (
 )
 from router.domain.wire import WireResponse
 from servicekit.errors import InvalidArgumentError
-from services.router.tests.kit import CANARY, Workbench, completion, failure, reply, verdict
+from services.router.tests.kit import CANARY, LIMITS, Workbench, completion, failure, reply, verdict
 
 THROTTLED = failure(429, "rate_limit_exceeded", headers={"retry-after": "30"})
 
@@ -224,6 +224,23 @@ async def test_a_caller_may_come_again_under_its_request_id(bench: Workbench, fa
     assert not answer.receipt.is_replay
     indexes = [reserve.call_index for reserve in bench.admission.reserves]
     assert len(set(indexes)) == len(indexes)
+
+
+async def test_a_provider_that_loses_calls_is_given_a_pause() -> None:
+    """The next attempt on the same key waits, longer each time."""
+    bench = Workbench(limits=replace(LIMITS, attempt_pause=timedelta(seconds=1)))
+    bench.keys.leases = [bench.lease()]
+    bench.provider.script = [ConnectionLostError(provider="openai", rule="x")]
+    call = asyncio.create_task(bench.evaluate_guardrail(bench.guardrail(), deadline=bench.deadline))
+    await bench.clock.advance(timedelta(seconds=0.9))
+    assert len(bench.provider.requests) == 1
+    await bench.clock.advance(timedelta(seconds=0.2))
+    assert len(bench.provider.requests) == 2
+    await bench.clock.advance(timedelta(seconds=1.8))
+    assert len(bench.provider.requests) == 2
+    await bench.clock.advance(timedelta(seconds=5))
+    with pytest.raises(ProvidersExhaustedError):
+        await call
 
 
 async def test_attempts_are_bounded(bench: Workbench) -> None:

@@ -29,6 +29,7 @@ class CallLimits:
         attempts_max: Attempts of one question, over all candidates.
         candidates_max: Keys tried for one question.
         lease_losses_max: How often a lease may end before its first byte.
+        attempt_pause: Before another attempt on the key of one that may have been billed; it grows with each.
         settle_margin: Kept free at the end of the deadline to settle and to answer.
         hold_margin: How much longer than the deadline a hold stands.
         hold_ttl_max: The longest hold.
@@ -38,6 +39,7 @@ class CallLimits:
     attempts_max: int
     candidates_max: int
     lease_losses_max: int
+    attempt_pause: timedelta
     settle_margin: timedelta
     hold_margin: timedelta
     hold_ttl_max: timedelta

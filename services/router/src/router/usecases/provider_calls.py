@@ -120,7 +120,9 @@ class ProviderCalls:
                 failure = refusal_of(error, key_id=funding.lease.key_id, model=route.model.model_id)
                 if not self._may_go_on(run, error, attempts):
                     raise failure from None
-                if not (error.may_have_been_billed and error.retryable):
+                if error.may_have_been_billed and error.retryable:
+                    await self._clock.sleep(self._limits.attempt_pause * attempts)
+                else:
                     run.excluded_key_ids.append(funding.lease.key_id)
 
     def _may_go_on(self, run: Run, error: errors.ProviderError, attempts: int) -> bool:
