@@ -66,6 +66,7 @@ from metering.workers.expire import Expirer, ExpiryPace
 from metering.workers.flush import Flusher, FlushPace
 from metering.workers.maintain import Maintenance
 from metering.workers.rebuild import LicenceKeeper, LicencePace
+from metering.workers.reconcile import Reconciler
 from servicekit.admin import AdminServer
 from servicekit.channels import open_channel
 from servicekit.clock import Clock, SystemClock
@@ -137,6 +138,14 @@ class Replica:
             clock=clock,
             partitions=lambda: self.flusher.partitions,
             pace=ExpiryPace(look=settings.expiry.interval, prune=settings.expiry.prune_interval),
+        )
+        self.reconciler = Reconciler(
+            counters=stores.counters,
+            ledger=stores.ledger,
+            limits=stores.limits,
+            gate=self.gate,
+            clock=clock,
+            touched=self.flusher.touched,
         )
         self.pending = PendingLimits(
             limits=stores.limits, apply_limits=self.apply_limits, clock=clock, pace=_PENDING_LIMITS_EVERY
@@ -272,6 +281,8 @@ class Replica:
         metrics.gauge("outbox_backlog_records", "Records not in the ledger yet.", lambda: self.flusher.backlog)
         metrics.gauge("ledger_rows_written", "Entries written by this replica.", lambda: self.flusher.rows_written)
         metrics.gauge("partitions_owned", "Partitions flushed by this replica.", lambda: len(self.flusher.partitions))
+        metrics.gauge("accounts_compared", "Accounts compared with the ledger.", lambda: self.reconciler.compared)
+        metrics.gauge("limits_drifted", "Counters that differed from the ledger.", lambda: self.reconciler.drifted)
         metrics.gauge("rebuilds_done", "Rebuilds done by this replica.", lambda: self.keeper.rebuilds)
         metrics.gauge("rebuild_seconds", "How long the last rebuild took.", lambda: self.keeper.rebuild_seconds)
 
@@ -386,6 +397,7 @@ async def _start_workers(replica: Replica, stack: AsyncExitStack) -> None:
         ("licence", replica.keeper.run),
         ("flush", replica.flusher.run),
         ("expire", replica.expirer.run),
+        ("reconcile", replica.reconciler.run),
         ("apply_limits", replica.pending.run),
         ("maintain", replica.maintenance.run),
     ]

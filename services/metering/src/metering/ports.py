@@ -122,6 +122,8 @@ class AccountReading(msgspec.Struct, frozen=True):
 
     now_ms: int
     version: int
+    # Of the last record that was written for the account.
+    sequence: int
     counters: tuple[CounterReading, ...]
 
 

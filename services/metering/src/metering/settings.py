@@ -22,7 +22,7 @@ class PostgresSettings(SettingsGroup):
 
 
 class Durability(StrEnum):
-    """What the operator says of how Redis keeps what it was told; `docs/guarantees.md` names each one's loss bound."""
+    """What the operator says of how Redis keeps what it was told; the README names each one's loss bound."""
 
     AOF = "aof"
     REPLICATED = "replicated"

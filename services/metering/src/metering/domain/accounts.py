@@ -75,7 +75,7 @@ def check_identifier(value: str, field: str) -> None:
     Raises:
         InvalidArgumentError: It is empty, too long, or has characters that do not print.
     """
-    if 1 <= len(value) <= ID_LENGTH_MAX and value.isprintable() and " " not in value:
+    if _is_identifier(value):
         return
     raise InvalidArgumentError(
         violations=[
@@ -86,3 +86,9 @@ def check_identifier(value: str, field: str) -> None:
             )
         ]
     )
+
+
+# The same ids come with every call of an agent.
+@lru_cache(maxsize=65_536)
+def _is_identifier(value: str) -> bool:
+    return 1 <= len(value) <= ID_LENGTH_MAX and value.isprintable() and " " not in value

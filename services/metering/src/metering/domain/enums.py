@@ -112,4 +112,3 @@ class EventKind(IntEnum):
     SUSPENDED = 4
     POSTED = 5
     EXTENDED = 6
-    CHECKPOINT = 7

@@ -7,9 +7,9 @@ changes nothing.
 """
 
 import asyncio
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from datetime import timedelta
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import structlog
@@ -21,12 +21,16 @@ from metering.ports import Ledger, Licences, Outbox, OwnedPartition
 from metering.usecases.admission_gate import AdmissionGate
 from servicekit.clock import Clock
 
+if TYPE_CHECKING:
+    from metering.domain.accounts import AccountKey
+
 _log = structlog.get_logger("metering.flush")
 
 # Where the script puts the time among a record's numbers.
 _NOW: Final = 0
 # A replica that has not looked for so many times is taken for dead.
 _MISSED_HEARTBEATS: Final = 3
+_TOUCHED_MAX: Final = 10_000
 
 
 class FlushPace(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,6 +71,8 @@ class Flusher:
         # A rebuild gives everything away, and begins other outboxes.
         self._owned_under: tuple[int, ...] = ()
         self.rows_written = 0
+        # Accounts that something was written for lately, for whoever compares them with the ledger.
+        self.touched: OrderedDict[AccountKey, None] = OrderedDict()
         self.backlog = 0
 
     @property
@@ -113,8 +119,11 @@ class Flusher:
         seen: dict[int, int] = defaultdict(int)
         for record in records:
             fold.add(record)
+            self.touched[record.account] = None
             last[record.partition] = record
             seen[record.partition] = max(seen[record.partition], record.numbers[_NOW])
+        while len(self.touched) > _TOUCHED_MAX:
+            self.touched.popitem(last=False)
         by_partition = {each.partition: each for each in owned}
         advances = [
             Advance(

@@ -99,4 +99,4 @@ class MemoryCounterStore(CounterStore):
                     sums[CallState.SUSPENSE],
                 )
             )
-        return AccountReading(partition.seen_ms, known.version, tuple(readings))
+        return AccountReading(partition.seen_ms, known.version, known.sequence, tuple(readings))

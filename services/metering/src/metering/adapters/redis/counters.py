@@ -75,10 +75,10 @@ class RedisCounterStore(CounterStore):
     ) -> AccountReading | NeedsAccount | NeedsCalendar | Fenced:
         reply = await self._run(self._usage, account, licence, _encode([_gen(account, licence)]))
         if reply[0] == b"USAGE":
-            words = reply[3:]
+            words = reply[4:]
             rows = (words[i : i + _READING_WORDS] for i in range(0, len(words), _READING_WORDS))
             counters = tuple(CounterReading(row[0].decode(), *row[1:]) for row in rows)
-            return AccountReading(reply[1], reply[2], counters)
+            return AccountReading(reply[1], reply[2], reply[3], counters)
         if reply[0] == b"ROLL":
             return NeedsCalendar(reply[1])
         return NeedsAccount() if reply[0] == b"NOT_LOADED" else Fenced()
