@@ -4,6 +4,7 @@ import asyncio
 import re
 import signal
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import psutil
@@ -14,12 +15,21 @@ _LAST_OPTION = b"--base-url"
 _ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.timeout(120)
-async def test_the_printed_call_works_and_nothing_is_left_behind(tmp_path: Path) -> None:
-    """Start, paste the printed call into a shell, stop with SIGINT."""
-    serve = await asyncio.create_subprocess_exec(
+@pytest.fixture
+async def serve(tmp_path: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Start what `make serve` starts; end it also when a test fails half-way."""
+    process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "testkit.stack", "--directory", str(tmp_path), stdout=asyncio.subprocess.PIPE
     )
+    yield process
+    if process.returncode is None:
+        process.terminate()
+        await process.communicate()
+
+
+@pytest.mark.timeout(120)
+async def test_the_printed_call_works_and_nothing_is_left_behind(serve: asyncio.subprocess.Process) -> None:
+    """Start, paste the printed call into a shell, stop with SIGINT."""
     assert serve.stdout is not None
     printed = (
         await asyncio.wait_for(serve.stdout.readuntil(_LAST_OPTION), 100) + await serve.stdout.readline()
