@@ -124,6 +124,7 @@ async def serve(
         _describe(base, custody, journal)
         await stack.enter_async_context(admin)
         await stack.enter_async_context(_running(custody.watch.run()))
+        await stack.enter_async_context(_running(custody.cache.keep_clean()))
         await stack.enter_async_context(_running(admission.keep_settling()))
         await stack.enter_async_context(server)
         announce(server.port, admin.port)
@@ -166,8 +167,10 @@ async def _open_custody(base: _Base, stack: contextlib.AsyncExitStack) -> _Custo
         limits=CacheLimits(
             entries_max=settings.cached_max,
             contact_wait=settings.contact_wait,
+            sweep_interval=settings.sweep_interval,
             late_leases_max=settings.late_leases_max,
         ),
+        clock=base.clock,
         count=lambda result: looked_up.at(result).inc(),
     )
     return _Custody(authority=authority, client=client, watch=watch, cache=cache)

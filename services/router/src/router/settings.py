@@ -40,6 +40,8 @@ class KeyVaultSettings(PeerSettings):
     """Leases and "no key" answers kept."""
     contact_wait: Duration = timedelta(seconds=1)
     """How long a call waits for the watch on revocations before it is refused."""
+    sweep_interval: PositiveDuration = timedelta(seconds=1)
+    """How often leases that have ended are let go of, and their secrets overwritten."""
     late_leases_max: Count = 3
     """How often a lease may arrive that a newer change has ended already."""
     ping_interval: PositiveDuration = timedelta(seconds=1)

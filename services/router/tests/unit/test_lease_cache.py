@@ -57,8 +57,10 @@ class Custody:
         self.clock: FakeClock = self.bench.clock
         self.authority = Authority(self.clock)
         self.vault = Vault(self.bench)
-        limits = CacheLimits(entries_max=3, contact_wait=timedelta(0), late_leases_max=3)
-        self.cache = LeaseCache(self.vault, self.authority, limits=limits)  # type: ignore[arg-type]  # a fake client
+        limits = CacheLimits(
+            entries_max=3, contact_wait=timedelta(0), sweep_interval=timedelta(seconds=1), late_leases_max=3
+        )
+        self.cache = LeaseCache(self.vault, self.authority, limits=limits, clock=self.clock)  # type: ignore[arg-type]  # a fake client
         self.authority.begin(index=10, partition_bound=BOUND)
         self.echo()
 
@@ -231,6 +233,35 @@ async def test_the_cache_is_bounded(custody: Custody) -> None:
     for number in range(5):
         await custody.cache.acquire(replace(QUERY, agent_id=f"agent-{number}"))
     assert custody.cache.entries == 3
+
+
+async def test_what_has_ended_is_let_go_of_although_nobody_asks(custody: Custody) -> None:
+    """An idle agent's key does not stay in memory: expired and revoked leases go with the next sweep, and are wiped."""
+    first = await custody.cache.acquire(QUERY)
+    assert isinstance(first, Lease)
+    secret = first.secret
+    del first
+    await custody.pass_time(30)
+    custody.vault.changes = {"key_id": "key-2"}
+    await custody.cache.acquire(replace(QUERY, agent_id="agent-2"))
+    custody.cache.drop_ended()
+    assert custody.cache.entries == 2
+    await custody.pass_time(31)
+    custody.cache.drop_ended()
+    assert custody.cache.entries == 1
+    assert secret.is_wiped
+    custody.authority.note_change(AuthorityChange(authority_index=11, key_id="key-2"))
+    custody.cache.drop_ended()
+    assert custody.cache.entries == 0
+
+
+async def test_a_loss_of_contact_alone_ends_no_lease(custody: Custody) -> None:
+    """When contact comes back within its life, a kept lease is good again."""
+    lease = await custody.cache.acquire(QUERY)
+    await custody.clock.advance(timedelta(seconds=10))
+    custody.cache.drop_ended()
+    custody.echo()
+    assert await custody.cache.acquire(QUERY) is lease
 
 
 async def test_a_secret_is_wiped_when_nobody_uses_its_lease(custody: Custody) -> None:

@@ -11,6 +11,7 @@ known already, is dropped too.
 """
 
 import asyncio
+from collections import deque
 from datetime import timedelta
 from typing import Final
 
@@ -36,7 +37,7 @@ class Authority:
         self._platform = 0
         self._everything = 0
         self._restart_time = float("-inf")
-        self._heard: list[tuple[float, dict[str, int], str, int]] = []
+        self._heard: deque[tuple[float, dict[str, int], str, int]] = deque()
         self._contact = asyncio.Event()
         self.index = 0
 
@@ -131,8 +132,7 @@ class Authority:
     def forget_old(self) -> None:
         """Forget changes that no living lease can be older than."""
         horizon = self._clock.monotonic() - CHANGES_REMEMBERED.total_seconds()
-        kept = [heard for heard in self._heard if heard[0] >= horizon]
-        for at, known, name, index in self._heard:
-            if at < horizon and known.get(name) == index:
+        while self._heard and self._heard[0][0] < horizon:
+            _, known, name, index = self._heard.popleft()
+            if known.get(name) == index:
                 del known[name]
-        self._heard = kept

@@ -68,7 +68,6 @@ class AuthorityWatch:
                         # The log is shorter than what we have heard of it: a restored backup, another vault.
                         self._authority.restart()
                     await self._clock.sleep(self._limits.reconnect_delay)
-                self._authority.forget_old()
         finally:
             for stream in streams:
                 stream.cancel()
@@ -118,6 +117,7 @@ class AuthorityWatch:
         while True:
             ping = WatchPing(monotonic_ns=int(self._clock.monotonic() * _NANOSECONDS))
             outgoing.put_nowait(WatchAuthorityRequest(ping=ping))
+            self._authority.forget_old()
             await self._clock.sleep(self._limits.ping_interval)
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from router.adapters.keyvault_client import KeyVaultClient
     from router.domain.leases import LeaseQuery, NoKey, Outcome
     from router.ports import ValidationReport
+    from servicekit.clock import Clock
 
 
 _log = structlog.get_logger("router.leases")
@@ -37,11 +38,13 @@ class CacheLimits:
     Attributes:
         entries_max: Answers kept.
         contact_wait: How long a call may wait for the watch on authority to be in contact.
+        sweep_interval: How often what has ended is let go of.
         late_leases_max: How often a lease may arrive that a newer change has ended already.
     """
 
     entries_max: int
     contact_wait: timedelta
+    sweep_interval: timedelta
     late_leases_max: int
 
 
@@ -54,21 +57,48 @@ class LeaseCache(KeyAuthority):
         authority: Authority,
         *,
         limits: CacheLimits,
+        clock: Clock,
         count: Callable[[str], None] = lambda _result: None,
     ) -> None:
         """Cache what `client` answers while `authority` allows; `count` is told of hits and misses."""
         self._client = client
         self._authority = authority
         self._limits = limits
+        self._clock = clock
         self._count = count
         self._kept: dict[LeaseQuery, Lease | NoKey] = {}
         self._fetching: dict[LeaseQuery, asyncio.Task[Lease | NoKey]] = {}
         self._claimed: set[str] = set()
+        self._swept_index = -1
 
     @property
     def entries(self) -> int:
         """Return how many answers are kept."""
         return len(self._kept)
+
+    async def keep_clean(self) -> None:
+        """Let go of what has ended, until cancelled: no plaintext is kept for longer than it may be used."""
+        while True:
+            await self._clock.sleep(self._limits.sweep_interval)
+            self.drop_ended()
+
+    def drop_ended(self) -> None:
+        """Let go of what has ended; all of it is looked at only when authority has changed since the last time."""
+        ended = []
+        for query, answer in self._kept.items():
+            try:
+                self._authority.ensure(answer)
+            except LeaseEndedError as error:
+                # Out of contact nothing may be used, but it may be again: only what is over for good goes.
+                if error.rule != "contact":
+                    ended.append(query)
+            else:
+                if self._authority.index == self._swept_index:
+                    # In the order in which they were fetched: the rest lives longer.
+                    break
+        self._swept_index = self._authority.index
+        for query in ended:
+            del self._kept[query]
 
     @override
     async def acquire(self, query: LeaseQuery, /) -> Lease | NoKey:
