@@ -59,15 +59,20 @@ async def call(clock: FakeClock, server: Server, *, deadline: timedelta = timede
     return await calling(server, StringValue(value="once"), deadline=deadline)
 
 
-async def test_unavailable_is_tried_again_with_the_same_request(clock: FakeClock) -> None:
-    """The service says that nothing was done."""
-    server = Server(clock, failure(grpc.StatusCode.UNAVAILABLE), failure(grpc.StatusCode.UNAVAILABLE))
+# A server that stops says CANCELLED of the calls that it cuts off.
+TRIED_AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+
+
+@pytest.mark.parametrize("code", TRIED_AGAIN)
+async def test_unavailable_is_tried_again_with_the_same_request(clock: FakeClock, code: grpc.StatusCode) -> None:
+    """The service says that nothing was done, or is going away."""
+    server = Server(clock, failure(code), failure(code))
     assert (await call(clock, server)).value == "done"
     assert len(server.seen) == 3
     assert all(each is server.seen[0] for each in server.seen)
 
 
-@pytest.mark.parametrize("code", [each for each in grpc.StatusCode if each is not grpc.StatusCode.UNAVAILABLE])
+@pytest.mark.parametrize("code", [each for each in grpc.StatusCode if each not in TRIED_AGAIN])
 async def test_nothing_else_is_tried_again(clock: FakeClock, code: grpc.StatusCode) -> None:
     """A cap, a time-out or a fault may have been paid for, or will fail again."""
     server = Server(clock, failure(code))

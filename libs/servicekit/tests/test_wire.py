@@ -156,3 +156,9 @@ def test_names_become_lower_camel() -> None:
     """Metadata keys are as google.rpc asks."""
     names = ("provider_key_id", "provider", "a_1b")
     assert [lower_camel(name) for name in names] == ["providerKeyId", "provider", "a1b"]
+
+
+def test_a_call_that_a_stopping_server_cut_off_can_be_made_again() -> None:
+    """Calls that were received and not begun end as CANCELLED; callers retry UNAVAILABLE alone."""
+    cut_off = grpc.aio.AioRpcError(grpc.StatusCode.CANCELLED, grpc.aio.Metadata(), grpc.aio.Metadata(), "Cancelled")
+    assert error_from_rpc(cut_off).code is grpc.StatusCode.UNAVAILABLE

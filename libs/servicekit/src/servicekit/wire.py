@@ -163,6 +163,10 @@ class RemoteError(Exception):
 
 def error_from_rpc(error: grpc.aio.AioRpcError) -> RemoteError:
     """Return what a failed call says."""
+    if error.code() is grpc.StatusCode.CANCELLED:
+        # Our own cancelling is told by asyncio. This is gRPC at a server that stopped: calls that it had received and
+        # not begun, and those that outlasted its drain, end so, and can be made again at another replica.
+        return RemoteError("The server stopped before it answered.", code=grpc.StatusCode.UNAVAILABLE)
     for key, value in error.trailing_metadata() or ():
         if key == STATUS_DETAILS_KEY and isinstance(value, bytes):
             try:
