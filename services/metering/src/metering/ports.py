@@ -283,7 +283,7 @@ class Limits(Protocol):
         Raises:
             AccountNotFoundError: There is no such account.
             EtagMismatchError: `etag` is set and is not the limit's.
-            InvalidArgumentError: The scope has as many limits as one may.
+            InvalidArgumentError: The scope has as many limits as one may, or the default cap would stop nothing.
         """
         ...
 

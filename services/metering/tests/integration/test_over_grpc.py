@@ -211,6 +211,25 @@ async def test_the_same_request_id_with_another_body_is_refused(served: Served) 
     assert error_from_rpc(taken.value).reason == "AGENT_ALREADY_REGISTERED"
 
 
+async def test_the_default_cap_can_be_raised_but_not_made_to_stop_nothing(served: Served) -> None:
+    """A soft cap of any amount would be no cap."""
+    operator = await served.client("operator")
+    await register(operator, "soft", "soft-agent")
+    whole = {"whole_account": True}
+    raised = await set_limit(operator, "soft", limit_service_pb2.LIMIT_UNIT_COST, 2_000_000_000, **whole)
+    assert raised.limit.is_default
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await set_limit(
+            operator,
+            "soft",
+            limit_service_pb2.LIMIT_UNIT_COST,
+            2_000_000_000,
+            enforcement=limit_service_pb2.LIMIT_ENFORCEMENT_SOFT,
+            **whole,
+        )
+    assert _fields(refused.value) == ["limit.enforcement"]
+
+
 async def test_of_two_bodies_at_once_under_one_request_id_one_is_refused(served: Served) -> None:
     """Whoever comes second loses, also when the first has not been answered yet."""
     operator = await served.client("operator")

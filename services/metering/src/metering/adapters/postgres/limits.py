@@ -40,6 +40,10 @@ class PostgresLimits(Limits):
             if known is not None:
                 if (known.amount, known.is_hard) == (limit.amount, limit.is_hard):
                     return known
+                if known.is_default and not limit.is_hard:
+                    raise _default_refused(
+                        "limit.enforcement", "the default daily cost cap can be raised, not softened"
+                    )
                 limit = msgspec.structs.replace(limit, is_default=known.is_default)
             else:
                 await _ensure_room(connection, limit)
@@ -56,15 +60,7 @@ class PostgresLimits(Limits):
             if known is None:
                 raise LimitNotFoundError("There is no such limit.", limit_id=limit_id)
             if known.is_default:
-                raise InvalidArgumentError(
-                    violations=[
-                        FieldViolation(
-                            field="limit_id",
-                            reason="DEFAULT_LIMIT",
-                            description="the default daily cost cap can be raised, not removed",
-                        )
-                    ]
-                )
+                raise _default_refused("limit_id", "the default daily cost cap can be raised, not removed")
             await connection.execute("DELETE FROM limits WHERE account = $1 AND limit_id = $2", account, limit_id)
             await connection.execute("UPDATE accounts SET config_version = $2 WHERE account = $1", account, version)
             return version
@@ -86,6 +82,12 @@ class PostgresLimits(Limits):
                 account,
                 version,
             )
+
+
+def _default_refused(field: str, description: str) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        violations=[FieldViolation(field=field, reason="DEFAULT_LIMIT", description=description)]
+    )
 
 
 async def write_limit(connection: "Connection", limit: Limit, *, version: int) -> Limit:
