@@ -63,6 +63,9 @@ async def stack(tmp_path: Path, traces: TraceCollector) -> AsyncIterator[Stack]:
     options = StackOptions(log_level="debug", is_durable=False, environment=environment)
     async with Stack(tmp_path, options=options) as running:
         yield running
+        # Their stores are gone: they would wait in vain for their last settlements to become durable.
+        for service in running.services:
+            service.kill9()
 
 
 class Said:
