@@ -23,7 +23,7 @@ _TRIES_MAX = 200
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
     """Run a stack with two Metering replicas, for these tests to break and mend."""
-    options = StackOptions(meterings=2, is_durable=False)
+    options = StackOptions(meterings=2, is_durable=False, is_kept=False)
     async with Stack(tmp_path_factory.mktemp("stack"), options=options) as running:
         yield running
 

@@ -31,7 +31,7 @@ _CLOSE_SECONDS = 90
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
     """Run a stack with two Routers, for these tests to break and mend, one process after the other."""
-    options = StackOptions(routers=2, is_durable=False, environment=_LICENCE)
+    options = StackOptions(routers=2, is_durable=False, is_kept=False, environment=_LICENCE)
     async with Stack(tmp_path_factory.mktemp("stack"), options=options) as running:
         yield running
 

@@ -27,7 +27,7 @@ _LICENCE = {"BYOK_METERING_LICENCE__LIFE": "5", "BYOK_METERING_LICENCE__RENEW": 
 @pytest.fixture
 async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
     """Run a stack for this test to break."""
-    async with Stack(tmp_path, options=StackOptions(is_durable=False, environment=_LICENCE)) as running:
+    async with Stack(tmp_path, options=StackOptions(is_durable=False, is_kept=False, environment=_LICENCE)) as running:
         yield running
 
 

@@ -20,7 +20,9 @@ _WATCHED_SECONDS = 2.0
 @pytest.fixture
 async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
     """Run two replicas of whoever gives leases, and of whoever holds them."""
-    async with Stack(tmp_path, options=StackOptions(keyvaults=2, routers=2, is_durable=False)) as running:
+    async with Stack(
+        tmp_path, options=StackOptions(keyvaults=2, routers=2, is_durable=False, is_kept=False)
+    ) as running:
         yield running
 
 

@@ -60,7 +60,7 @@ async def stack(tmp_path: Path, traces: TraceCollector) -> AsyncIterator[Stack]:
             "SERVER__LOG_SUCCESSES": "true",
         }.items()
     }
-    options = StackOptions(log_level="debug", is_durable=False, environment=environment)
+    options = StackOptions(log_level="debug", is_durable=False, is_kept=False, environment=environment)
     async with Stack(tmp_path, options=options) as running:
         yield running
         # Their stores are gone: they would wait in vain for their last settlements to become durable.

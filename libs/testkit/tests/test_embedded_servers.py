@@ -1,6 +1,7 @@
 """The embedded servers: real, kept over a kill, and never left behind."""
 
 import asyncio
+import shutil
 import signal
 import subprocess
 import sys
@@ -89,6 +90,21 @@ def test_servers_end_when_their_starter_is_killed(tmp_path: Path) -> None:
     starter.wait()
     _, alive = psutil.wait_procs(everything, timeout=10)
     assert alive == []
+
+
+def test_data_behind_a_link_goes_with_the_link(tmp_path: Path) -> None:
+    """Under root the data may live elsewhere; when its folder is gone, the next server to be made deletes it."""
+    first = EmbeddedPostgres(tmp_path / "first" / "pg")
+    first.start()
+    first.stop()
+    data = first.data_dir
+    assert data.is_dir()
+    shutil.rmtree(tmp_path / "first")
+    second = EmbeddedPostgres(tmp_path / "second" / "pg")
+    second.start()
+    second.destroy()
+    assert not data.exists()
+    assert not second.data_dir.exists()
 
 
 def test_a_child_that_fails_tells_why(tmp_path: Path) -> None:

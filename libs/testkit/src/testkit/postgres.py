@@ -170,8 +170,7 @@ class EmbeddedPostgres:
         self._data_dir.parent.mkdir(parents=True, exist_ok=True)
         target = self._data_dir
         if not _can_reach(self._data_dir.absolute().parent, user):
-            digest = hashlib.sha256(str(self._data_dir.absolute()).encode()).hexdigest()[:16]
-            target = Path(tempfile.gettempdir()) / f"byok-postgres-{digest}"
+            target = _place_for(self._data_dir.absolute())
             shutil.rmtree(target, ignore_errors=True)
             self._data_dir.unlink(missing_ok=True)
             self._data_dir.symlink_to(target)
@@ -181,6 +180,22 @@ class EmbeddedPostgres:
         for path in (target, *target.rglob("*")):
             _give(path, user)
         target.chmod(0o700)
+
+
+def _place_for(link: Path) -> Path:
+    """Return where the data behind a link goes, having deleted what belongs to links that are gone."""
+    base = Path(tempfile.gettempdir())
+    for note in base.glob("byok-postgres-*.link"):
+        try:
+            is_gone = not Path(note.read_text()).is_symlink()
+        except FileNotFoundError:
+            continue
+        if is_gone:
+            shutil.rmtree(note.with_suffix(""), ignore_errors=True)
+            note.unlink(missing_ok=True)
+    target = base / f"byok-postgres-{hashlib.sha256(str(link).encode()).hexdigest()[:16]}"
+    target.with_suffix(".link").write_text(str(link))
+    return target
 
 
 async def create_database(server_dsn: str, name: str, *, template: str | None = None) -> None:

@@ -113,7 +113,7 @@ def make_free_port() -> Callable[[], int]:
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def suite_stack(testkit_dir: Path) -> AsyncIterator[Stack]:
     """Return the whole suite as processes, shared by all tests that do not break it."""
-    async with Stack(testkit_dir / "stack", options=StackOptions(is_durable=False)) as stack:
+    async with Stack(testkit_dir / "stack", options=StackOptions(is_durable=False, is_kept=False)) as stack:
         yield stack
 
 

@@ -48,6 +48,8 @@ class StackOptions:
     meterings: int = 1
     routers: int = 1
     log_level: str = "info"
+    # Keep the data when the stack stops, for a later one in the same folder.
+    is_kept: bool = True
     # Sync Postgres' writes to disk. A killed process loses nothing without it; a killed machine would.
     is_durable: bool = True
     has_fast_simulator: bool = False
@@ -233,7 +235,7 @@ class Stack:
         postgres = EmbeddedPostgres(self.directory / "postgres", is_durable=self._options.is_durable)
         is_new = not (self.directory / "postgres" / "PG_VERSION").exists()
         postgres.start()
-        self._exits.callback(postgres.stop)
+        self._exits.callback(postgres.stop if self._options.is_kept else postgres.destroy)
         self._postgres = postgres
         if is_new:
             for name in ("keyvault", "metering"):
