@@ -5,6 +5,7 @@ of our own that nobody foresaw, all with debug logging on and every call traced.
 written anywhere is searched for it, in any encoding.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime
 from pathlib import Path
@@ -91,10 +92,15 @@ async def test_the_secret_is_nowhere_whatever_happens(stack: Stack, traces: Trac
     started = SystemClock().now()
     canaries: list[Canary] = []
     async with Suite(stack) as suite, SimulatorControl(stack.simulator) as control:
-        for provider in _PROVIDERS:
-            secret = make_key("openai" if provider == "ollama" else provider, f"canary-{provider}")
-            canaries.append(Canary(secret))
-            await _use(Customer(suite), control, said, provider=provider, secret=secret)
+        secrets = {
+            provider: make_key("openai" if provider == "ollama" else provider, f"canary-{provider}")
+            for provider in _PROVIDERS
+        }
+        canaries.extend(Canary(secret) for secret in secrets.values())
+        customers = {name: Customer(suite) for name in secrets}
+        await asyncio.gather(
+            *(_use(customers[name], control, said, provider=name, secret=each) for name, each in secrets.items())
+        )
         canaries.append(await _break_the_stores(stack, suite, said))
         metrics = await _metrics(stack)
     await eventually(_count(traces), bool)
@@ -111,6 +117,7 @@ async def test_the_secret_is_nowhere_whatever_happens(stack: Stack, traces: Trac
     ]
     assert found == []
     _check_that_the_search_looked_at_something(written, metrics, said, traces)
+    _check_that_it_would_have_been_seen(written, customers["openai"])
 
 
 async def _use(customer: Customer, control: SimulatorControl, said: Said, *, provider: str, secret: str) -> None:
@@ -121,10 +128,10 @@ async def _use(customer: Customer, control: SimulatorControl, said: Said, *, pro
     await said.listen(customer.validate(key.key_id))
     await said.listen(customer.evaluate())
     for fault, fields in _FAULTS:
-        await control.add_fault(fault, vendor=provider, times=4, **fields)
+        rule = await control.add_fault(fault, vendor=provider, times=4, **fields)
         await said.listen(customer.evaluate(timeout_seconds=5))
         await said.listen(customer.validate(key.key_id))
-        await control.clear_faults()
+        await control.remove_fault(rule)
         # What the fault did to the key's state is mended, so that the next fault meets a working key.
         await said.listen(customer.validate(key.key_id))
     await said.listen(customer.add_key("anthropic" if provider != "anthropic" else "groq", secret=secret, base_url=""))
@@ -208,3 +215,12 @@ def _check_that_the_search_looked_at_something(
     assert "grpc" in metrics
     assert len(said.texts) > 3 * len(_FAULTS)
     assert sum(map(len, traces.exports)) > 10_000
+
+
+def _check_that_it_would_have_been_seen(written: list[Path], customer: Customer) -> None:
+    """What the stores do hold in clear, the owner's name, is found in the very files that were searched."""
+    holders = [path for path in written if customer.owner_id.encode() in path.read_bytes()]
+    assert any("/base/" in str(path) for path in holders)
+    assert any("pg_wal" in str(path) for path in holders)
+    assert any(path.suffix in (".aof", ".rdb") for path in holders)
+    assert any(path.name.startswith("keyvault") and path.suffix == ".log" for path in written)

@@ -45,6 +45,10 @@ class SimulatorControl:
         """Return how many calls have met a rule."""
         return (await self._call("GET", f"/faults/{rule_id}", Hits)).hits
 
+    async def remove_fault(self, rule_id: int) -> None:
+        """Withdraw one rule."""
+        await self._tell("DELETE", f"/faults/{rule_id}")
+
     async def clear_faults(self) -> None:
         """Withdraw all rules."""
         await self._tell("DELETE", "/faults")
