@@ -79,6 +79,8 @@ from servicekit.server import GrpcServer, ServedService
 _log = structlog.get_logger("metering.app")
 
 _PENDING_LIMITS_EVERY: Final = timedelta(seconds=2)
+_WRITERS_STOP_WITHIN: Final = timedelta(seconds=10)
+_OTHERS_STOP_WITHIN: Final = timedelta(milliseconds=100)
 _OPEN_WITHIN: Final = timedelta(seconds=5)
 _OPEN_LOOK: Final = timedelta(milliseconds=10)
 _KEYVAULT_DEADLINE_MAX: Final = timedelta(seconds=5)
@@ -404,7 +406,9 @@ async def _start_workers(replica: Replica, stack: AsyncExitStack) -> None:
     for name, run in workers:
         stop = asyncio.Event()
         task = asyncio.create_task(_keep_running(name, run, stop), name=name)
-        stack.push_async_callback(_stop_worker, task, stop)
+        # Only what must still write gets time to end; the others may be cut off anywhere.
+        patience = _WRITERS_STOP_WITHIN if name in {"licence", "flush"} else _OTHERS_STOP_WITHIN
+        stack.push_async_callback(_stop_worker, task, stop, patience)
 
 
 async def _keep_running(name: str, run: Callable[[asyncio.Event], Awaitable[None]], stop: asyncio.Event) -> None:
@@ -417,10 +421,9 @@ async def _keep_running(name: str, run: Callable[[asyncio.Event], Awaitable[None
             await asyncio.sleep(1)
 
 
-async def _stop_worker(task: "asyncio.Task[None]", stop: asyncio.Event) -> None:
+async def _stop_worker(task: "asyncio.Task[None]", stop: asyncio.Event, patience: timedelta) -> None:
     stop.set()
-    try:
-        async with asyncio.timeout(10):
-            await task
-    except TimeoutError:
-        _log.warning("worker.stopped_hard", worker=task.get_name())
+    await asyncio.wait([task], timeout=patience.total_seconds())
+    if not task.done():
+        task.cancel()
+        await asyncio.wait([task])

@@ -48,6 +48,12 @@ TTL_MAX_MS: Final = 15 * 60_000
 CALL_INDEX_MAX: Final = 100_000
 SEALED_ANSWER_BYTES_MAX: Final = 16 * 1024
 TEXT_MAX: Final = 256
+# What goes into the ledger must fit its columns: a record that Postgres cannot take would hold up its partition.
+USAGE_SOURCE_MAX: Final = 3
+LATENCY_SECONDS_MAX: Final = 86_400
+RESERVE_AGE_MAX_MS: Final = 36 * 24 * 3_600_000
+# Metering's own time may be ahead of this replica's, by as much as a clock was ever wrong.
+RESERVE_AHEAD_MAX_MS: Final = 36 * 24 * 3_600_000
 
 _PAYERS: Final = {payer.value: payer for payer in Payer}
 _CAUSES: Final = {cause.value: cause for cause in PlatformCause}
@@ -117,7 +123,7 @@ def settle_command(item: reservation_pb2.SettleItem, moment: Moment) -> SettleCo
         in_suspense=item.in_suspense,
         held_tokens=estimate.input_tokens + item.granted_output_tokens,
         held_cost_nano_usd=held_cost,
-        reserve_ms=item.reserve_time.seconds * 1_000 + item.reserve_time.nanos // 1_000_000,
+        reserve_ms=_reserve_ms(item, moment),
     )
 
 
@@ -290,11 +296,25 @@ def _estimate(message: reservation_pb2.Estimate) -> Estimate:
     return Estimate(message.input_tokens, message.fixed_cost_nano_usd, price, least, most)
 
 
+def _reserve_ms(item: reservation_pb2.SettleItem, moment: Moment) -> int:
+    """Return when the call was reserved; 0 if it is not told, which means now."""
+    if not item.HasField("reserve_time"):
+        return 0
+    reserve_ms = item.reserve_time.seconds * 1_000 + item.reserve_time.nanos // 1_000_000
+    if not -RESERVE_AGE_MAX_MS <= reserve_ms - moment.now_ms <= RESERVE_AHEAD_MAX_MS:
+        raise invalid("reserve_time", "OUT_OF_RANGE", "must be the time of the grant, at most 36 days ago")
+    return reserve_ms
+
+
 def _with_usage(facts: LedgerFacts, item: reservation_pb2.SettleItem, attempt: int) -> LedgerFacts:
     usage = item.usage
     if not item.in_suspense and not item.HasField("usage"):
         raise invalid("usage", "USAGE_MISSING", "is required unless in_suspense")
     check_amount(usage.cost_nano_usd, "usage.cost_nano_usd")
+    check_amount(usage.source, "usage.source", maximum=USAGE_SOURCE_MAX)
+    check_amount(item.provider_latency.seconds, "provider_latency", maximum=LATENCY_SECONDS_MAX)
+    if len(usage.price_version) > TEXT_MAX or "\0" in usage.price_version:
+        raise invalid("usage.price_version", "TEXT_MALFORMED", f"must be at most {TEXT_MAX} characters, without NUL")
     read, written = tokens_of(usage)
     return msgspec.structs.replace(
         facts,

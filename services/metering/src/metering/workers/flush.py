@@ -39,6 +39,7 @@ class FlushPace(msgspec.Struct, frozen=True, kw_only=True):
     busy: timedelta = timedelta(milliseconds=5)
     idle: timedelta = timedelta(milliseconds=50)
     own: timedelta = timedelta(seconds=2)
+    retry: timedelta = timedelta(milliseconds=500)
     # Of a partition in one round.
     records_max: int = 2_000
     backlog_max: int = 200_000
@@ -95,13 +96,32 @@ class Flusher:
             await self._refresh_ownership()
             if not self._gate_allows():
                 return 0
-            return await self.flush(list(self._owned.values()))
+            return await self._flush_owned()
         except FencedFlushError as error:
             _log.info("flush.fenced", reason=str(error))
             self._forget_ownership()
         except DependencyUnavailableError as error:
             _log.warning("flush.waiting", dependency=str(error.facts.get("dependency", "")))
+            await self._clock.sleep(self._pace.retry)
         return 0
+
+    async def _flush_owned(self) -> int:
+        try:
+            return await self.flush(list(self._owned.values()))
+        except (FencedFlushError, DependencyUnavailableError):
+            raise
+        except Exception:  # noqa: BLE001 (whatever Postgres cannot take of one partition must not hold up the others)
+            _log.exception("flush.failed")
+        flushed = 0
+        for each in list(self._owned.values()):
+            try:
+                flushed += await self.flush([each])
+            except (FencedFlushError, DependencyUnavailableError):
+                raise
+            except Exception:  # noqa: BLE001 (as above)
+                _log.exception("flush.partition_failed", partition=each.partition)
+        await self._clock.sleep(self._pace.retry)
+        return flushed
 
     async def flush(self, owned: list[OwnedPartition]) -> int:
         """Flush one round of these partitions; return how many records went.
