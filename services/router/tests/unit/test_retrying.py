@@ -14,6 +14,7 @@ from router.domain.errors import (
     ProviderUnreachableError,
     ThrottledError,
 )
+from router.domain.refusals import LeaseEndedError
 from router.domain.wire import WireRequest, WireResponse
 from router.ports import Attempt
 from router.resilience.retrying import RetryBudget, RetryingTransport
@@ -112,3 +113,20 @@ async def test_a_connection_that_was_never_made_is_tried_again() -> None:
     call = retrying.send(overloaded())
     await retrying.clock.advance(timedelta(seconds=2))
     assert (await call).status == 200
+
+
+async def test_a_key_that_is_taken_away_between_tries_leaves_the_failure_to_be_told() -> None:
+    """A throttled key cools down, and so its lease ends: what the caller hears of is the throttling."""
+    retrying = Retrying(failure(429), LeaseEndedError(rule="authority"))
+    throttled = ThrottledError(provider="openai", rule="r", retry_after=timedelta(seconds=2))
+    call = retrying.send(throttled)
+    await retrying.clock.advance(timedelta(seconds=4))
+    with pytest.raises(ThrottledError):
+        await call
+
+
+async def test_a_lease_that_ended_before_the_first_try_is_what_is_told() -> None:
+    """Without a failure before it, another lease is what helps."""
+    retrying = Retrying(LeaseEndedError(rule="authority"))
+    with pytest.raises(LeaseEndedError):
+        await retrying.send(overloaded())

@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing_extensions import override
 
 from router.domain.errors import ProviderError
+from router.domain.refusals import LeaseEndedError
 from router.domain.wire import WireRequest, WireResponse
 from router.ports import Attempt, ProviderTransport
 from servicekit.clock import Clock
@@ -48,30 +49,36 @@ class RetryingTransport(ProviderTransport):
 
     @override
     async def send(self, request: WireRequest, attempt: Attempt, /) -> WireResponse:
-        for tried in range(1, self._budget.tries_max):
-            failure: ProviderError
+        before: ProviderError | None = None
+        for tried in range(1, self._budget.tries_max + 1):
             try:
-                response = await self._inner.send(request, attempt)
-                if response.status < _FAILED_FROM:
-                    return response
-                failure = attempt.classify(response)
-                delay = self._delay(failure, tried, attempt)
-                if delay is None:
-                    return response
-            except ProviderError as error:
-                failure = error
-                delay = self._delay(failure, tried, attempt)
-                if delay is None:
+                answer = await self._try(request, attempt)
+            except LeaseEndedError:
+                if before is None:
                     raise
-            attempt.on_retry(failure)
+                # A throttled key cools down, which ends its leases: the caller must hear of the throttling.
+                raise before from None
+            delay = None if answer.failure is None else self._delay(answer.failure, tried, attempt)
+            if answer.failure is None or delay is None:
+                return answer.response_or_raise()
+            before = answer.failure
+            attempt.on_retry(before)
             await self._clock.sleep(delay)
-        return await self._inner.send(request, attempt)
+        raise AssertionError  # The last try never gets a delay.
+
+    async def _try(self, request: WireRequest, attempt: Attempt) -> "_Answer":
+        try:
+            response = await self._inner.send(request, attempt)
+        except ProviderError as error:
+            return _Answer(response=None, failure=error)
+        is_failed = response.status >= _FAILED_FROM
+        return _Answer(response=response, failure=attempt.classify(response) if is_failed else None)
 
     def _delay(self, failure: ProviderError, tried: int, attempt: Attempt) -> timedelta | None:
         """Return how long to wait before another try; ``None`` when there must be none."""
-        if failure.may_have_been_billed or not failure.retryable:
-            return None
         budget = self._budget
+        if tried == budget.tries_max or failure.may_have_been_billed or not failure.retryable:
+            return None
         delay = failure.retry_after if failure.retry_after is not None else budget.delay_min * 2 ** (tried - 1)
         if delay > budget.delay_max:
             return None
@@ -79,3 +86,17 @@ class RetryingTransport(ProviderTransport):
         if self._clock.monotonic() + delay.total_seconds() >= attempt.deadline:
             return None
         return delay
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answer:
+    """What one try brought."""
+
+    response: WireResponse | None
+    failure: ProviderError | None
+
+    def response_or_raise(self) -> WireResponse:
+        if self.response is not None:
+            return self.response
+        assert self.failure is not None  # noqa: S101 (a try brings one or the other)
+        raise self.failure
