@@ -6,6 +6,7 @@ newer peer's) become the unspecified value, which every reader treats as the cau
 
 from __future__ import annotations
 
+import functools
 from typing import Final
 
 from byok.type.v1 import account_pb2, operation_pb2, usage_pb2
@@ -16,6 +17,10 @@ from router.domain.operations import Principal, Subject
 from router.domain.receipts import CostSource, PricedModel, PricedUsage, UnitPrices, UsageSource
 from router.domain.usage import TokenCounts
 
+# Embedding a message copies it, which is far cheaper than to build it anew with every call.
+_ACCOUNTS_KEPT_MAX: Final = 16_384
+_PRICES_KEPT_MAX: Final = 4_096
+
 OPERATIONS: Final = {each: operation_pb2.Operation.Value(f"OPERATION_{each.name}") for each in Operation}
 PAYERS: Final = {each: account_pb2.Payer.Value(f"PAYER_{each.name}") for each in Payer}
 _PAYERS_BACK: Final[dict[int, Payer]] = {value: each for each, value in PAYERS.items()}
@@ -25,8 +30,9 @@ _COST_SOURCES: Final = {each: usage_pb2.CostSource.Value(f"COST_SOURCE_{each.nam
 _COST_SOURCES_BACK: Final = {value: each for each, value in _COST_SOURCES.items()}
 
 
+@functools.lru_cache(maxsize=_ACCOUNTS_KEPT_MAX)
 def account_message(account: Account) -> account_pb2.Account:
-    """Return the account as a message."""
+    """Return the account as a message, to be embedded in another one: it is shared, and must not be changed."""
     if account.kind is AccountKind.OWNER:
         return account_pb2.Account(owner_id=account.id)
     if account.kind is AccountKind.ORGANIZATION:
@@ -164,6 +170,7 @@ def _model_of(message: usage_pb2.ModelUsage) -> PricedModel:
     )
 
 
+@functools.lru_cache(maxsize=_PRICES_KEPT_MAX)
 def _prices_message(prices: UnitPrices) -> usage_pb2.UnitPrices:
     return usage_pb2.UnitPrices(
         input_nano_usd_per_mtok=prices.input_nano_usd_per_mtok,
