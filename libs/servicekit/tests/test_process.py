@@ -134,6 +134,13 @@ async def test_its_memory_is_not_for_others(running: Running) -> None:
     assert psutil.Process(running.process.pid).rlimit(psutil.RLIMIT_CORE) == (0, 0)
 
 
+async def test_its_threads_let_each_other_finish(running: Running) -> None:
+    """Every thread, also those that gRPC starts later: it is inherited, and the event loop gains nothing alone."""
+    pid = running.process.pid
+    policies = {os.sched_getscheduler(thread.id) for thread in psutil.Process(pid).threads()}
+    assert policies == {os.SCHED_BATCH}
+
+
 async def test_a_policy_or_certificate_that_cannot_be_used_does_not_start(tmp_path: Path) -> None:
     """A service without a usable identity ends at once, with a word and a status."""
     environment = {"PATH": os.defpath} | {
