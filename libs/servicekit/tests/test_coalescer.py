@@ -450,3 +450,40 @@ async def test_the_estimate_forgets_a_burst(fake_clock: FakeClock) -> None:
     assert peer.batches[-1] == [65]
     peer.answer(2)
     await lone
+
+
+async def test_patience_ends_the_wait_and_not_the_item(fake_clock: FakeClock) -> None:
+    """The waiter goes on; what must be sent is sent once, and its outcome has one taker."""
+    peer, unclaimed = Peer(), Unclaimed()
+    coalescer = _coalescer(peer, fake_clock, unclaimed=unclaimed)
+    with pytest.raises(TimeoutError):
+        await coalescer.submit(1, must_send=True, patience=timedelta(milliseconds=1))
+    assert peer.batches == [[1]]
+    peer.answer(0)
+    await _until(lambda: not coalescer.batches_in_flight)
+    assert unclaimed.outcomes == [(1, "done 1")]
+
+
+async def test_a_waiter_cancelled_as_its_patience_ends_claims_no_outcome(fake_clock: FakeClock) -> None:
+    """Its item is still out: the outcome that comes later is the only one."""
+    peer, unclaimed = Peer(), Unclaimed()
+    coalescer = _coalescer(peer, fake_clock, unclaimed=unclaimed)
+    loop = asyncio.get_running_loop()
+    waiter = asyncio.create_task(coalescer.submit(1, must_send=True, patience=timedelta(microseconds=1)))
+    await _until(lambda: bool(peer.batches))
+    # In the turn in which the timer fires, after it: the waiter has not run again yet.
+    loop.call_later(1e-6, waiter.cancel)
+    with pytest.raises((asyncio.CancelledError, TimeoutError)):
+        await waiter
+    assert unclaimed.outcomes == []
+    peer.answer(0)
+    await _until(lambda: not coalescer.batches_in_flight)
+    assert unclaimed.outcomes == [(1, "done 1")]
+
+
+async def test_an_answer_in_time_needs_no_patience(fake_clock: FakeClock) -> None:
+    """The timer goes with the waiter."""
+    peer = Peer()
+    peer.is_instant = True
+    coalescer = _coalescer(peer, fake_clock)
+    assert await coalescer.submit(1, patience=timedelta(seconds=30)) == "done 1"

@@ -109,6 +109,7 @@ class Coalescer(Generic[Item, Result]):
         self._is_pump_scheduled = False
         self._lingering: asyncio.Task[None] | None = None
         self._is_closing = False
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def queued(self) -> int:
@@ -120,27 +121,34 @@ class Coalescer(Generic[Item, Result]):
         """How many batches are out."""
         return len(self._batches)
 
-    async def submit(self, item: Item, *, must_send: bool = False) -> Result:
-        """Hand over `item` and wait for its outcome.
+    async def submit(self, item: Item, *, must_send: bool = False, patience: timedelta | None = None) -> Result:
+        """Hand over `item` and wait for its outcome, at most for `patience`.
 
         A caller that is cancelled while its item is still queued takes the item back, unless `must_send`: then it goes
         out all the same. Once it went out, its outcome goes to `on_unclaimed`.
 
         Raises:
+            TimeoutError: Patience ended first. The outcome goes to `on_unclaimed`.
             OverloadedError: The queue is full.
             UnavailableError: The coalescer has been closed, or its batch was cancelled.
             Exception: What the batch, or the batch for this item, failed with.
         """
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        loop = self._running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
         entry = _Entry(item, future, self._clock.monotonic(), is_kept=must_send)
         self._enqueue(entry)
         self._awaited_queued += 1
         self._schedule_pump()
+        # A timer of its own, and not `asyncio.timeout`, which costs as much as the rest of this method.
+        timer = loop.call_later(patience.total_seconds(), self._give_up, entry, future) if patience else None
         try:
             return await future
         except (asyncio.CancelledError, GeneratorExit):
             self._leave(entry, future)
             raise
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     def submit_nowait(self, item: Item) -> None:
         """Hand over `item` and do not wait; its outcome goes to `on_unclaimed`.
@@ -191,21 +199,35 @@ class Coalescer(Generic[Item, Result]):
             self._awaited_queued -= 1
         return entry
 
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        # Kept, because Python 3.11 makes a system call each time that it is asked.
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        return self._loop
+
+    def _give_up(self, entry: _Entry[Item, Result], future: "asyncio.Future[Result]") -> None:
+        """Tell the waiter of `entry` that its patience is over; the item, if it must be sent, takes its course."""
+        self._uncount(entry)
+        if not future.done():
+            entry.future = None
+            future.set_exception(TimeoutError())
+
     def _leave(self, entry: _Entry[Item, Result], future: "asyncio.Future[Result]") -> None:
         """Forget the waiter of `entry`, who was cancelled."""
         self._uncount(entry)
         if not future.done():
             future.cancel()
         elif not future.cancelled():
-            # The outcome came, and then the waiter was cancelled before it ran again.
+            # The outcome came, or patience ended, and then the waiter was cancelled before it ran again.
             failure = future.exception()
-            self._disclaim(entry.item, future.result() if failure is None else _as_exception(failure))
+            if entry.future is not None:
+                self._disclaim(entry.item, future.result() if failure is None else _as_exception(failure))
 
     def _schedule_pump(self) -> None:
         # One pump a turn of the loop: items of callers that run in the same turn share a batch, at no delay.
         if not self._is_pump_scheduled:
             self._is_pump_scheduled = True
-            asyncio.get_running_loop().call_soon(self._run_scheduled_pump)
+            self._running_loop().call_soon(self._run_scheduled_pump)
 
     def _run_scheduled_pump(self) -> None:
         self._is_pump_scheduled = False

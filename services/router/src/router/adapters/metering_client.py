@@ -112,7 +112,6 @@ class MeteringClient(Admission):
         self._clock = clock
         self._held: dict[str, ReserveItem] = {}
         self._timeout = limits.call_timeout.total_seconds()
-        self._settle_wait = limits.settle_wait.total_seconds()
         self._batches: Coalescer[_Item, _Outcome] = Coalescer(
             self._send,
             limits=CoalescerLimits(
@@ -162,8 +161,7 @@ class MeteringClient(Admission):
     async def settle(self, charge: Charge, /) -> Settlement:
         item = self._remember(charge)
         try:
-            async with asyncio.timeout(self._settle_wait):
-                is_applied = await self._batches.submit(item, must_send=True)
+            is_applied = await self._batches.submit(item, must_send=True, patience=self._limits.settle_wait)
         except TimeoutError:
             is_applied = False
         except Exception as error:  # noqa: BLE001 (the call has been paid for: no fault of ours may lose its settlement)

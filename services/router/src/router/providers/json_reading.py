@@ -69,6 +69,9 @@ def optional_text_of(source: Mapping[str, object], key: str) -> str | None:
 
 def count_of(source: Mapping[str, object], key: str) -> int:
     """Return a whole number, or zero."""
+    value = source.get(key)
+    if value.__class__ is int and 0 <= value <= _COUNT_MAX:
+        return value
     return optional_count_of(source, key) or 0
 
 

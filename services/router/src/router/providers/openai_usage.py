@@ -14,6 +14,7 @@ from router.domain.usage import ModelUsage, TokenCounts, Usage, UsageFlag, missi
 from router.providers.json_reading import Json, count_of, number_of, object_of, objects_of, optional_count_of, text_of
 
 _NANO: Final = 1_000_000_000
+_TOTALS: Final = ("prompt_tokens", "completion_tokens", "input_tokens", "output_tokens", "total_tokens")
 _COST_MAX_USD: Final = 1_000_000
 
 
@@ -72,8 +73,7 @@ def cost_nano_usd(usage: Json) -> int | None:
 
 
 def _is_reported(usage: Json) -> bool:
-    names = ("prompt_tokens", "completion_tokens", "input_tokens", "output_tokens", "total_tokens")
-    return any(optional_count_of(usage, name) is not None for name in names)
+    return any(optional_count_of(usage, name) is not None for name in _TOTALS)
 
 
 def _counts(usage: Json) -> TokenCounts:
