@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.rpc.error_details_pb2 import BadRequest
 
@@ -301,6 +302,28 @@ async def test_a_bad_outcome_spoils_itself_alone(shared_vault: Vault) -> None:
         lease_id=new_id(), key_id=name("key"), key_version=1, kind=lease_service_pb2.OUTCOME_KIND_SUCCEEDED
     )
     bad = lease_service_pb2.LeaseOutcome(lease_id=new_id(), key_id="k", key_version=1)
+    response = await leases.ReportOutcomes(
+        lease_service_pb2.ReportOutcomesRequest(holder=new_id(), outcomes=[bad, good])
+    )
+    codes = [each.error.code for each in response.results]
+    assert codes == [grpc.StatusCode.INVALID_ARGUMENT.value[0], grpc.StatusCode.NOT_FOUND.value[0]]
+
+
+@pytest.mark.parametrize("field", ["retry_after", "age"])
+@pytest.mark.parametrize(
+    "interval", [Duration(seconds=2**62), Duration(seconds=-1), Duration(nanos=-1), Duration(seconds=86_401)]
+)
+async def test_an_interval_beyond_a_day_spoils_its_outcome_alone(
+    shared_vault: Vault, field: str, interval: Duration
+) -> None:
+    """A message may hold more than any time that means something."""
+    leases = await shared_vault.leases()
+    good = lease_service_pb2.LeaseOutcome(
+        lease_id=new_id(), key_id=name("key"), key_version=1, kind=lease_service_pb2.OUTCOME_KIND_SUCCEEDED
+    )
+    bad = lease_service_pb2.LeaseOutcome()
+    bad.CopyFrom(good)
+    getattr(bad, field).CopyFrom(interval)
     response = await leases.ReportOutcomes(
         lease_service_pb2.ReportOutcomesRequest(holder=new_id(), outcomes=[bad, good])
     )

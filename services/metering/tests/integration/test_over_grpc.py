@@ -20,6 +20,9 @@ from byok.metering.v1 import (
     usage_service_pb2,
 )
 from byok.type.v1 import account_pb2
+from metering.api.page_tokens import page_token
+from metering.domain.accounts import account_key
+from metering.domain.enums import AccountKind
 from servicekit.wire import error_from_rpc, remote_error
 from services.metering.tests.served import (
     OPERATOR,
@@ -295,6 +298,25 @@ async def test_ids_that_no_text_column_takes_are_refused(served: Served) -> None
             await ask
         found += _fields(refused.value)
     assert found == ["agent_id", "agent_id", "agent_id", "limit_id"]
+    router = await served.client("router")
+    lookup = admission_service_pb2.LookupRequest(request_id=new_id(), agent_id="a\x00", body_hash=bytes(32))
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await router.admission.Lookup(lookup)
+    assert _fields(refused.value) == ["agent_id"]
+
+
+async def test_a_forged_place_in_the_ledger_is_a_bad_token(served: Served) -> None:
+    """A token's digest binds the filter, which a caller may know; the place in it is theirs to write."""
+    operator = await served.client("operator")
+    await register(operator, "forged", "forged-agent")
+    request = usage_service_pb2.ListLedgerEntriesRequest(account=account_of("forged"), acting_for=OPERATOR)
+    bound_to = ("ListLedgerEntries", account_key(AccountKind.OWNER, "forged"), "", "", "None/None")
+    request.page_token = page_token(f"9.{new_id()}", *bound_to)
+    assert not (await operator.usage.ListLedgerEntries(request)).entries
+    request.page_token = page_token("soon.after", *bound_to)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await operator.usage.ListLedgerEntries(request)
+    assert _fields(refused.value) == ["page_token"]
 
 
 def _fields(error: grpc.aio.AioRpcError) -> list[str]:

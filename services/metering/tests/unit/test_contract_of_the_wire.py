@@ -76,6 +76,8 @@ def test_a_page_token_is_bound_to_its_filter() -> None:
             position_of(wrong, "List", "owner-1", "more")
     with pytest.raises(InvalidArgumentError):
         position_of(token, "List", "owner-2")
+    with pytest.raises(InvalidArgumentError):
+        position_of(page_token("a\x00", "List", "owner-1"), "List", "owner-1")
     assert page_size(0) == 50
     for wrong_size in (-1, 1_001):
         with pytest.raises(InvalidArgumentError):

@@ -45,7 +45,8 @@ ITEMS_MAX: Final = 256
 OUTCOMES_MAX: Final = 1024
 EXCLUDED_MAX: Final = 50
 PROVIDERS_MAX: Final = 64
-RETRY_AFTER_MAX: Final = timedelta(hours=24)
+INTERVAL_MAX: Final = timedelta(hours=24)
+_NANOS: Final = 1_000_000_000
 _CHANGES: Final = {
     EntryKind.KEY_CREATED: lease_service_pb2.AUTHORITY_CHANGE_KIND_KEY_ADDED,
     EntryKind.KEY_UPDATED: lease_service_pb2.AUTHORITY_CHANGE_KIND_KEY_UPDATED,
@@ -213,26 +214,29 @@ def _outcome_from(outcome: lease_service_pb2.LeaseOutcome, field: str) -> Report
     kind = checks.run(lambda: enum_from(Outcome, outcome.kind, f"{field}.kind"))
     checks.run(lambda: check_identifier(f"{field}.lease_id", outcome.lease_id))
     checks.run(lambda: check_identifier(f"{field}.key_id", outcome.key_id))
-    retry_after = outcome.retry_after.ToTimedelta() if outcome.HasField("retry_after") else None
-    if retry_after is not None and not timedelta(0) <= retry_after <= RETRY_AFTER_MAX:
-        checks.complain(f"{field}.retry_after", "OUT_OF_RANGE", "Send 0 to 24 hours.")
-    age = outcome.age.ToTimedelta()
-    if age < timedelta(0):
-        checks.complain(f"{field}.age", "OUT_OF_RANGE", "Send how long ago the call ended, not a time to come.")
+    retry_after = checks.run(lambda: _interval_from(outcome.retry_after, f"{field}.retry_after"))
+    age = checks.run(lambda: _interval_from(outcome.age, f"{field}.age"))
     try:
         checks.conclude()
     except InvalidArgumentError as error:
         return error
-    if kind is None:
+    if kind is None or age is None:
         raise AssertionError("a check that returned nothing did not complain")
     return ReportedOutcome(
         lease_id=outcome.lease_id,
         provider_key_id=outcome.key_id,
         key_version=outcome.key_version,
         outcome=kind,
-        retry_after=retry_after,
+        retry_after=retry_after if outcome.HasField("retry_after") else None,
         age=age,
     )
+
+
+def _interval_from(duration: Duration, field: str) -> timedelta:
+    # Looked at before it is converted: a message may hold more than a timedelta can.
+    if not 0 <= duration.seconds <= INTERVAL_MAX // timedelta(seconds=1) or not 0 <= duration.nanos < _NANOS:
+        raise refused(field, "OUT_OF_RANGE", "Send 0 to 24 hours.")
+    return timedelta(seconds=duration.seconds, microseconds=duration.nanos // 1_000)
 
 
 def _result_to(outcome: LeaseOutcome, sealed: lease_pb2.SealedLeases) -> lease_pb2.LeaseResult:

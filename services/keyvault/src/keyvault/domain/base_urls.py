@@ -25,6 +25,7 @@ _NETLOC: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+(?:%[^\[\]]*)?\]|[^\[\]:]*)(?::
 """The standard library takes the brackets of an IPv6 address anywhere and forgets what stands around them."""
 
 _PATH: Final = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*")
+_ENCODED_CONTROL: Final = re.compile(r"%(?:[01][0-9A-Fa-f]|7[Ff])")
 _PRINTABLE: Final = re.compile(r"[\x21-\x7e]*")
 _PRIVATE_SUFFIXES: Final = (
     "localhost",
@@ -42,8 +43,10 @@ _PRIVATE_SUFFIXES: Final = (
     "example",
     "invalid",
     "onion",
+    "svc",
 )
-"""Names that no public resolver may answer for: RFC 6761, RFC 6762 appendix G, RFC 8375, and ICANN's `internal`."""
+"""Names that no public resolver may answer for: RFC 6761, RFC 6762 appendix G, RFC 8375, ICANN's `internal`, and the
+short names of Kubernetes' services, which a cluster's search path completes."""
 
 
 def canonical_base_url(text: str, *, allowed_hosts: Collection[str], field: str = "base_url") -> str:
@@ -123,7 +126,7 @@ def _check_public(scheme: str, host: str, field: str) -> None:
 
 
 def _canonical_path(path: str, field: str) -> str:
-    if not _PATH.fullmatch(path):
+    if not _PATH.fullmatch(path) or _ENCODED_CONTROL.search(path):
         _refuse(field, "BASE_URL_MALFORMED", "Percent-encode unusual characters of the path.")
     segments = path.split("/")
     lowered = [segment.lower().replace("%2e", ".") for segment in segments]

@@ -9,7 +9,7 @@ from typing_extensions import override
 from byok.metering.v1 import admission_service_pb2, admission_service_pb2_grpc, reservation_pb2
 from metering.api import admission_mapping as mapping
 from metering.api.errors import TABLE
-from metering.api.fields import account_from, checked_request_id, invalid, ms_to
+from metering.api.fields import account_from, checked_request_id, invalid, ms_to, optional_identifier
 from metering.domain.enums import OperationState
 from metering.usecases.extend_batch import ExtendBatch
 from metering.usecases.list_watermarks import ListWatermarks
@@ -114,7 +114,7 @@ class AdmissionServicer(admission_service_pb2_grpc.AdmissionServiceServicer):
             raise invalid("account", "ACCOUNT_MISSING", "must be set where no agent is named")
         found = await self._do.lookup(
             request.request_id,
-            agent_id=request.agent_id,
+            agent_id=optional_identifier(request.agent_id, "agent_id"),
             account=account,
             body_hash=mapping.lookup_body_hash(request),
         )

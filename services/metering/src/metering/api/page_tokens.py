@@ -4,6 +4,7 @@ import base64
 import hashlib
 
 from metering.api.fields import invalid
+from servicekit.errors import InvalidArgumentError
 
 _DIGEST_BYTES = 8
 PAGE_SIZE_DEFAULT = 50
@@ -15,6 +16,11 @@ def page_size(asked: int) -> int:
     if asked < 0 or asked > PAGE_SIZE_MAX:
         raise invalid("page_size", "OUT_OF_RANGE", f"must be from 0 to {PAGE_SIZE_MAX}")
     return asked or PAGE_SIZE_DEFAULT
+
+
+def invalid_page_token() -> InvalidArgumentError:
+    """Return the complaint about a token that is not ours, or of another filter."""
+    return invalid("page_token", "PAGE_TOKEN_INVALID", "must be next_page_token of the page before, same filter")
 
 
 def page_token(position: str, *bound_to: str) -> str:
@@ -35,8 +41,9 @@ def position_of(token: str, *bound_to: str) -> str:
         digest, position = raw[:_DIGEST_BYTES], raw[_DIGEST_BYTES:].decode()
     except ValueError:
         digest, position = b"", ""
-    if digest != _digest(bound_to):
-        raise invalid("page_token", "PAGE_TOKEN_INVALID", "must be next_page_token of the page before, same filter")
+    # The digest binds the filter; the position is the caller's to forge, and must not be more than a position.
+    if digest != _digest(bound_to) or not position.isprintable():
+        raise invalid_page_token()
     return position
 
 

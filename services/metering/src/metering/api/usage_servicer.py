@@ -1,5 +1,6 @@
 """UsageService: what was spent, and on what."""
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from metering.api.fields import (
     time_from,
     time_to,
 )
-from metering.api.page_tokens import page_size, page_token, position_of
+from metering.api.page_tokens import invalid_page_token, page_size, page_token, position_of
 from metering.api.usage_documents import usage_of
 from metering.domain.ledger import LedgerEntry
 from metering.domain.usage import Dimension, UsageQuery, UsageRow
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
+# Milliseconds of the reserve, and the entry's id.
+_POSITION = re.compile(r"[0-9]{1,14}\.[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _DIMENSIONS = {dimension.value: dimension for dimension in Dimension}
 
 
@@ -95,6 +98,8 @@ class UsageServicer(usage_service_pb2_grpc.UsageServiceServicer):
         count = page_size(request.page_size)
         bound_to = ("ListLedgerEntries", query.account, query.agent_id, query.request_id, f"{query.start}/{query.end}")
         after = position_of(request.page_token, *bound_to)
+        if after and not _POSITION.fullmatch(after):
+            raise invalid_page_token()
         entries = await self._do.entries(query, principal, after=after, count=count + 1)
         following = ""
         if len(entries) > count:
