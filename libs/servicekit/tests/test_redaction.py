@@ -115,7 +115,7 @@ def test_the_canary_is_in_no_traceback(output: Callable[[], bytes], vendor: str)
         "/byok.keyvault.v1.LeaseService/AcquireLeases",
         "spiffe://byok.local/ns/byok/sa/router",
         "the task-scheduler and the risk-assessment are done",
-        "/work/main/libs/servicekit/src/servicekit/coalescer.py",
+        "/opt/byok/libs/servicekit/src/servicekit/coalescer.py",
         "input_tokens=1234567 output_tokens=7654321",
         "partition_generation_sequence_of_the_ledger",
         "4bf92f3577b34da6a3ce929d0e0e4736",
