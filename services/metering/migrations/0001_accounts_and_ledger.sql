@@ -160,6 +160,7 @@ CREATE TABLE ledger_entries (
     is_final          boolean NOT NULL,
     body_hash         bytea NOT NULL,
     for_account       text NOT NULL,
+    platform_purpose  text NOT NULL,
     reserve_time      timestamptz NOT NULL,
     settle_time       timestamptz NOT NULL,
     PRIMARY KEY (entry_id)

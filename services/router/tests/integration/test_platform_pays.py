@@ -8,8 +8,9 @@ import grpc
 import pytest
 
 from byok.keyvault.v1 import key_service_pb2, key_service_pb2_grpc, provider_key_pb2
+from byok.metering.v1 import usage_service_pb2, usage_service_pb2_grpc
 from byok.router.v1 import operation_service_pb2, provider_service_pb2, provider_service_pb2_grpc
-from byok.type.v1.account_pb2 import PAYER_PLATFORM, Principal
+from byok.type.v1.account_pb2 import PAYER_PLATFORM, Account, Principal
 from servicekit.wire import error_from_rpc
 from testkit.simulator.vendors import make_key
 from testkit.stack.customer import Customer, Suite, new_request_id
@@ -57,6 +58,14 @@ async def _embedded(customer: Customer) -> operation_service_pb2.GenerateEmbeddi
         return None
 
 
+async def _platform_entries(suite: Suite, request_id: str) -> list[usage_service_pb2.LedgerEntry]:
+    usage = usage_service_pb2_grpc.UsageServiceStub(suite.channel("metering", "operator"))
+    request = usage_service_pb2.ListLedgerEntriesRequest(
+        account=Account(platform=True), acting_for=OPERATOR, request_id=request_id
+    )
+    return list((await usage.ListLedgerEntries(request)).entries)
+
+
 async def _refusal(suite: Suite, request: operation_service_pb2.EvaluateGuardrailRequest) -> tuple[str, str]:
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await suite.operations.EvaluateGuardrail(request)
@@ -92,3 +101,5 @@ async def test_the_platform_pays_for_what_its_policy_names_and_nothing_else(stac
         asked.context.CopyFrom(by_request)
         judged = await suite.operations.EvaluateGuardrail(asked)
         assert judged.receipt.payer_rule == "platform_caller_requested"
+        entries = await eventually(lambda: _platform_entries(suite, by_request.request_id), bool)
+        assert [each.platform_purpose for each in entries] == ["audit of moderation"]

@@ -258,6 +258,7 @@ def _facts(
         provider=message.provider,
         model=message.model,
         body_hash=body_hash[:BODY_HASH_KEPT],
+        platform_purpose=message.platform_purpose,
     )
     return account, facts, cause
 
@@ -279,6 +280,7 @@ def _check_parties(message: reservation_pb2.Attribution, account: AccountKey) ->
         message.lease_id,
         message.provider,
         message.model,
+        message.platform_purpose,
     )
     if max(map(len, texts)) > TEXT_MAX or "\0" in "".join(texts):
         raise invalid("attribution", "TEXT_MALFORMED", f"texts must be at most {TEXT_MAX} characters, without NUL")

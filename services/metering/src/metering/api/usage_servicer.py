@@ -150,6 +150,7 @@ def _entry(entry: LedgerEntry) -> usage_service_pb2.LedgerEntry:
         reserve_time=time_to(entry.reserve_time),
         settle_time=time_to(entry.settle_time),
         provider_latency=Duration(seconds=facts.latency_ms // 1_000, nanos=facts.latency_ms % 1_000 * 1_000_000),
+        platform_purpose=facts.platform_purpose,
     )
     if facts.subject_type or facts.subject_id:
         message.subject.type = facts.subject_type

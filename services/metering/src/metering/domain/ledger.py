@@ -53,6 +53,8 @@ class LedgerFacts(msgspec.Struct, frozen=True, array_like=True, gc=False):
     sealed_answer: bytes = b""
     # The payer's leg of a platform-paid call names the account that the call was for.
     for_account: str = ""
+    # Why the platform pays by its caller's request.
+    platform_purpose: str = ""
 
 
 class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True):

@@ -197,6 +197,7 @@ def _attribution(attribution: Attribution) -> reservation_pb2.Attribution:
         provider=attribution.provider,
         model=attribution.model,
         binding_index=attribution.binding_index,
+        platform_purpose=attribution.platform_purpose,
     )
     if attribution.subject is not None:
         message.subject.CopyFrom(subject_message(attribution.subject))

@@ -46,6 +46,7 @@ class Attribution:
     binding_index: int
     subject: Subject | None = None
     platform_cause: PlatformCause | None = None
+    platform_purpose: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -63,17 +63,8 @@ class EvaluateGuardrail:
             RouterError: Nothing was decided: the content is to be held.
         """
         check_guardrail(request, now=self._clock.now())
-        context = request.context
-        run = Run(
-            request_id=context.request_id,
-            agent_id=context.agent_id,
-            body_hash=context.body_hash,
-            operation=Operation.GUARDRAIL_EVALUATION,
-            deadline=deadline,
-            start=self._clock.monotonic(),
-            platform_purpose=context.platform_purpose,
-            acting_for=context.acting_for,
-            subject=context.subject,
+        run = Run.begin(
+            request.context, operation=Operation.GUARDRAIL_EVALUATION, deadline=deadline, start=self._clock.monotonic()
         )
         return await self._course.take(run, lambda run: self._judge(run, request))
 

@@ -46,17 +46,8 @@ class GenerateEmbeddings:
             RouterError: At least one text has no vector; what succeeded before is settled and not given.
         """
         check_embedding(request, now=self._clock.now())
-        context = request.context
-        run = Run(
-            request_id=context.request_id,
-            agent_id=context.agent_id,
-            body_hash=context.body_hash,
-            operation=Operation.EMBEDDING_GENERATION,
-            deadline=deadline,
-            start=self._clock.monotonic(),
-            platform_purpose=context.platform_purpose,
-            acting_for=context.acting_for,
-            subject=context.subject,
+        run = Run.begin(
+            request.context, operation=Operation.EMBEDDING_GENERATION, deadline=deadline, start=self._clock.monotonic()
         )
         return await self._course.take(run, lambda run: self._embed(run, request))
 

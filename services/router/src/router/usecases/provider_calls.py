@@ -245,6 +245,7 @@ class ProviderCalls:
                 binding_index=funding.binding_index,
                 subject=run.subject,
                 platform_cause=funding.platform_cause,
+                platform_purpose=run.platform_purpose,
             ),
             estimate=estimate,
             body_hash=run.body_hash,

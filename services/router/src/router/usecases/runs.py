@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from catalogue.models import Operation
 from router.domain.leases import Payer
-from router.domain.operations import Principal, Subject
+from router.domain.operations import OperationContext, Principal, Subject
 from router.domain.receipts import ATTEMPTS_TOLD_MAX, AttemptFailure, FailureReport, PricedUsage, Receipt, Settlement
 from router.domain.refusals import RouterError
 
@@ -48,6 +48,21 @@ class Run:
     reservation_ids: list[str] = field(default_factory=list)
     excluded_key_ids: list[str] = field(default_factory=list)
     attempts: list[AttemptFailure] = field(default_factory=list)
+
+    @classmethod
+    def begin(cls, context: OperationContext, *, operation: Operation, deadline: float, start: float) -> Run:
+        """Return the run of an operation that a caller asked for."""
+        return cls(
+            request_id=context.request_id,
+            agent_id=context.agent_id,
+            body_hash=context.body_hash,
+            operation=operation,
+            deadline=deadline,
+            start=start,
+            platform_purpose=context.platform_purpose,
+            acting_for=context.acting_for,
+            subject=context.subject,
+        )
 
     def next_call_index(self) -> int:
         """Return the ordinal of a new provider call."""

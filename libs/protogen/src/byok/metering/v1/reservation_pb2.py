@@ -30,47 +30,47 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"byok/metering/v1/reservation.proto\x12\x10\x62yok.metering.v1\x1a\x1a\x62yok/type/v1/account.proto\x1a\x1c\x62yok/type/v1/operation.proto\x1a\x18\x62yok/type/v1/usage.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"F\n\x0c\x43\x61llIdentity\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\ncall_index\x18\x02 \x01(\x05\x12\x0e\n\x06holder\x18\x03 \x01(\t\"\xe4\x02\n\x0b\x41ttribution\x12&\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x15.byok.type.v1.Account\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\x10\n\x08owner_id\x18\x03 \x01(\t\x12*\n\toperation\x18\x04 \x01(\x0e\x32\x17.byok.type.v1.Operation\x12&\n\x07subject\x18\x05 \x01(\x0b\x32\x15.byok.type.v1.Subject\x12\"\n\x05payer\x18\x06 \x01(\x0e\x32\x13.byok.type.v1.Payer\x12\x37\n\x0eplatform_cause\x18\x07 \x01(\x0e\x32\x1f.byok.metering.v1.PlatformCause\x12\x0e\n\x06key_id\x18\x08 \x01(\t\x12\x10\n\x08lease_id\x18\t \x01(\t\x12\x10\n\x08provider\x18\n \x01(\t\x12\r\n\x05model\x18\x0b \x01(\t\x12\x15\n\rbinding_index\x18\x0c \x01(\x03\"\x95\x01\n\x08\x45stimate\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x03\x12\x1b\n\x13\x66ixed_cost_nano_usd\x18\x02 \x01(\x03\x12 \n\x18output_nano_usd_per_mtok\x18\x03 \x01(\x03\x12\x19\n\x11output_tokens_min\x18\x04 \x01(\x03\x12\x19\n\x11output_tokens_max\x18\x05 \x01(\x03\"\xdd\x01\n\x0bReserveItem\x12,\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32\x1e.byok.metering.v1.CallIdentity\x12\x32\n\x0b\x61ttribution\x18\x02 \x01(\x0b\x32\x1d.byok.metering.v1.Attribution\x12,\n\x08\x65stimate\x18\x03 \x01(\x0b\x32\x1a.byok.metering.v1.Estimate\x12\x11\n\tbody_hash\x18\x04 \x01(\x0c\x12+\n\x08hold_ttl\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xeb\x01\n\x05Grant\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x1d\n\x15granted_output_tokens\x18\x03 \x01(\x03\x12\x1a\n\x12held_cost_nano_usd\x18\x04 \x01(\x03\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\npayer_rule\x18\x06 \x01(\t\x12\x14\n\x0c\x65ntitlements\x18\x07 \x03(\t\x12\x10\n\x08priority\x18\x08 \x01(\x05\x12\x11\n\tpartition\x18\t \x01(\x05\"\x9e\x01\n\x0c\x46inalOutcome\x12\"\n\x05usage\x18\x01 \x01(\x0b\x32\x13.byok.type.v1.Usage\x12\x15\n\rsealed_answer\x18\x02 \x01(\x0c\x12/\n\x0bsettle_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\"\n\x05payer\x18\x04 \x01(\x0e\x32\x13.byok.type.v1.Payer\"\xa1\x01\n\rReserveResult\x12(\n\x05grant\x18\x01 \x01(\x0b\x32\x17.byok.metering.v1.GrantH\x00\x12\x37\n\rfinal_outcome\x18\x02 \x01(\x0b\x32\x1e.byok.metering.v1.FinalOutcomeH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"\xbd\x03\n\nSettleItem\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t\x12,\n\x04\x63\x61ll\x18\x02 \x01(\x0b\x32\x1e.byok.metering.v1.CallIdentity\x12\x32\n\x0b\x61ttribution\x18\x03 \x01(\x0b\x32\x1d.byok.metering.v1.Attribution\x12\"\n\x05usage\x18\x04 \x01(\x0b\x32\x13.byok.type.v1.Usage\x12\r\n\x05\x66inal\x18\x05 \x01(\x08\x12\x13\n\x0bin_suspense\x18\x06 \x01(\x08\x12\x15\n\rsealed_answer\x18\x07 \x01(\x0c\x12\x11\n\tbody_hash\x18\x08 \x01(\x0c\x12,\n\x08\x65stimate\x18\t \x01(\x0b\x32\x1a.byok.metering.v1.Estimate\x12\x1d\n\x15granted_output_tokens\x18\n \x01(\x03\x12\x30\n\x0creserve_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x10provider_latency\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07\x61ttempt\x18\r \x01(\x05\"I\n\x0eOutboxPosition\x12\x11\n\tpartition\x18\x01 \x01(\x05\x12\x12\n\ngeneration\x18\x02 \x01(\x03\x12\x10\n\x08sequence\x18\x03 \x01(\x03\"j\n\x07Settled\x12\x32\n\x08position\x18\x01 \x01(\x0b\x32 .byok.metering.v1.OutboxPosition\x12\x18\n\x10overrun_nano_usd\x18\x02 \x01(\x03\x12\x11\n\tis_repeat\x18\x03 \x01(\x08\"k\n\x0cSettleResult\x12,\n\x07settled\x18\x01 \x01(\x0b\x32\x19.byok.metering.v1.SettledH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"\x8a\x01\n\x0bReleaseItem\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t\x12,\n\x04\x63\x61ll\x18\x02 \x01(\x0b\x32\x1e.byok.metering.v1.CallIdentity\x12&\n\x07\x61\x63\x63ount\x18\x03 \x01(\x0b\x32\x15.byok.type.v1.Account\x12\r\n\x05\x66inal\x18\x04 \x01(\x08\"\x1f\n\x08Released\x12\x13\n\x0bwas_unknown\x18\x01 \x01(\x08\"n\n\rReleaseResult\x12.\n\x08released\x18\x01 \x01(\x0b\x32\x1a.byok.metering.v1.ReleasedH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"\xa7\x01\n\nExtendItem\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t\x12,\n\x04\x63\x61ll\x18\x02 \x01(\x0b\x32\x1e.byok.metering.v1.CallIdentity\x12&\n\x07\x61\x63\x63ount\x18\x03 \x01(\x0b\x32\x15.byok.type.v1.Account\x12+\n\x08hold_ttl\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\";\n\x08\x45xtended\x12/\n\x0b\x65xpire_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"m\n\x0c\x45xtendResult\x12.\n\x08\x65xtended\x18\x01 \x01(\x0b\x32\x1a.byok.metering.v1.ExtendedH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result*\xe5\x01\n\rPlatformCause\x12\x1e\n\x1aPLATFORM_CAUSE_UNSPECIFIED\x10\x00\x12\x19\n\x15PLATFORM_CAUSE_NO_KEY\x10\x01\x12\'\n#PLATFORM_CAUSE_NO_KEY_FOR_OPERATION\x10\x02\x12 \n\x1cPLATFORM_CAUSE_NO_USABLE_KEY\x10\x03\x12)\n%PLATFORM_CAUSE_OPERATION_IS_PLATFORMS\x10\x04\x12#\n\x1fPLATFORM_CAUSE_CALLER_REQUESTED\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"byok/metering/v1/reservation.proto\x12\x10\x62yok.metering.v1\x1a\x1a\x62yok/type/v1/account.proto\x1a\x1c\x62yok/type/v1/operation.proto\x1a\x18\x62yok/type/v1/usage.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"F\n\x0c\x43\x61llIdentity\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\ncall_index\x18\x02 \x01(\x05\x12\x0e\n\x06holder\x18\x03 \x01(\t\"\xfe\x02\n\x0b\x41ttribution\x12&\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x15.byok.type.v1.Account\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\x10\n\x08owner_id\x18\x03 \x01(\t\x12*\n\toperation\x18\x04 \x01(\x0e\x32\x17.byok.type.v1.Operation\x12&\n\x07subject\x18\x05 \x01(\x0b\x32\x15.byok.type.v1.Subject\x12\"\n\x05payer\x18\x06 \x01(\x0e\x32\x13.byok.type.v1.Payer\x12\x37\n\x0eplatform_cause\x18\x07 \x01(\x0e\x32\x1f.byok.metering.v1.PlatformCause\x12\x0e\n\x06key_id\x18\x08 \x01(\t\x12\x10\n\x08lease_id\x18\t \x01(\t\x12\x10\n\x08provider\x18\n \x01(\t\x12\r\n\x05model\x18\x0b \x01(\t\x12\x15\n\rbinding_index\x18\x0c \x01(\x03\x12\x18\n\x10platform_purpose\x18\r \x01(\t\"\x95\x01\n\x08\x45stimate\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x03\x12\x1b\n\x13\x66ixed_cost_nano_usd\x18\x02 \x01(\x03\x12 \n\x18output_nano_usd_per_mtok\x18\x03 \x01(\x03\x12\x19\n\x11output_tokens_min\x18\x04 \x01(\x03\x12\x19\n\x11output_tokens_max\x18\x05 \x01(\x03\"\xdd\x01\n\x0bReserveItem\x12,\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32\x1e.byok.metering.v1.CallIdentity\x12\x32\n\x0b\x61ttribution\x18\x02 \x01(\x0b\x32\x1d.byok.metering.v1.Attribution\x12,\n\x08\x65stimate\x18\x03 \x01(\x0b\x32\x1a.byok.metering.v1.Estimate\x12\x11\n\tbody_hash\x18\x04 \x01(\x0c\x12+\n\x08hold_ttl\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xeb\x01\n\x05Grant\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x1d\n\x15granted_output_tokens\x18\x03 \x01(\x03\x12\x1a\n\x12held_cost_nano_usd\x18\x04 \x01(\x03\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\npayer_rule\x18\x06 \x01(\t\x12\x14\n\x0c\x65ntitlements\x18\x07 \x03(\t\x12\x10\n\x08priority\x18\x08 \x01(\x05\x12\x11\n\tpartition\x18\t \x01(\x05\"\x9e\x01\n\x0c\x46inalOutcome\x12\"\n\x05usage\x18\x01 \x01(\x0b\x32\x13.byok.type.v1.Usage\x12\x15\n\rsealed_answer\x18\x02 \x01(\x0c\x12/\n\x0bsettle_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\"\n\x05payer\x18\x04 \x01(\x0e\x32\x13.byok.type.v1.Payer\"\xa1\x01\n\rReserveResult\x12(\n\x05grant\x18\x01 \x01(\x0b\x32\x17.byok.metering.v1.GrantH\x00\x12\x37\n\rfinal_outcome\x18\x02 \x01(\x0b\x32\x1e.byok.metering.v1.FinalOutcomeH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"\xbd\x03\n\nSettleItem\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t\x12,\n\x04\x63\x61ll\x18\x02 \x01(\x0b\x32\x1e.byok.metering.v1.CallIdentity\x12\x32\n\x0b\x61ttribution\x18\x03 \x01(\x0b\x32\x1d.byok.metering.v1.Attribution\x12\"\n\x05usage\x18\x04 \x01(\x0b\x32\x13.byok.type.v1.Usage\x12\r\n\x05\x66inal\x18\x05 \x01(\x08\x12\x13\n\x0bin_suspense\x18\x06 \x01(\x08\x12\x15\n\rsealed_answer\x18\x07 \x01(\x0c\x12\x11\n\tbody_hash\x18\x08 \x01(\x0c\x12,\n\x08\x65stimate\x18\t \x01(\x0b\x32\x1a.byok.metering.v1.Estimate\x12\x1d\n\x15granted_output_tokens\x18\n \x01(\x03\x12\x30\n\x0creserve_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x10provider_latency\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07\x61ttempt\x18\r \x01(\x05\"I\n\x0eOutboxPosition\x12\x11\n\tpartition\x18\x01 \x01(\x05\x12\x12\n\ngeneration\x18\x02 \x01(\x03\x12\x10\n\x08sequence\x18\x03 \x01(\x03\"j\n\x07Settled\x12\x32\n\x08position\x18\x01 \x01(\x0b\x32 .byok.metering.v1.OutboxPosition\x12\x18\n\x10overrun_nano_usd\x18\x02 \x01(\x03\x12\x11\n\tis_repeat\x18\x03 \x01(\x08\"k\n\x0cSettleResult\x12,\n\x07settled\x18\x01 \x01(\x0b\x32\x19.byok.metering.v1.SettledH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"\x8a\x01\n\x0bReleaseItem\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t\x12,\n\x04\x63\x61ll\x18\x02 \x01(\x0b\x32\x1e.byok.metering.v1.CallIdentity\x12&\n\x07\x61\x63\x63ount\x18\x03 \x01(\x0b\x32\x15.byok.type.v1.Account\x12\r\n\x05\x66inal\x18\x04 \x01(\x08\"\x1f\n\x08Released\x12\x13\n\x0bwas_unknown\x18\x01 \x01(\x08\"n\n\rReleaseResult\x12.\n\x08released\x18\x01 \x01(\x0b\x32\x1a.byok.metering.v1.ReleasedH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"\xa7\x01\n\nExtendItem\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t\x12,\n\x04\x63\x61ll\x18\x02 \x01(\x0b\x32\x1e.byok.metering.v1.CallIdentity\x12&\n\x07\x61\x63\x63ount\x18\x03 \x01(\x0b\x32\x15.byok.type.v1.Account\x12+\n\x08hold_ttl\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\";\n\x08\x45xtended\x12/\n\x0b\x65xpire_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"m\n\x0c\x45xtendResult\x12.\n\x08\x65xtended\x18\x01 \x01(\x0b\x32\x1a.byok.metering.v1.ExtendedH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result*\xe5\x01\n\rPlatformCause\x12\x1e\n\x1aPLATFORM_CAUSE_UNSPECIFIED\x10\x00\x12\x19\n\x15PLATFORM_CAUSE_NO_KEY\x10\x01\x12\'\n#PLATFORM_CAUSE_NO_KEY_FOR_OPERATION\x10\x02\x12 \n\x1cPLATFORM_CAUSE_NO_USABLE_KEY\x10\x03\x12)\n%PLATFORM_CAUSE_OPERATION_IS_PLATFORMS\x10\x04\x12#\n\x1fPLATFORM_CAUSE_CALLER_REQUESTED\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'byok.metering.v1.reservation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PLATFORMCAUSE']._serialized_start=2969
-  _globals['_PLATFORMCAUSE']._serialized_end=3198
+  _globals['_PLATFORMCAUSE']._serialized_start=2995
+  _globals['_PLATFORMCAUSE']._serialized_end=3224
   _globals['_CALLIDENTITY']._serialized_start=230
   _globals['_CALLIDENTITY']._serialized_end=300
   _globals['_ATTRIBUTION']._serialized_start=303
-  _globals['_ATTRIBUTION']._serialized_end=659
-  _globals['_ESTIMATE']._serialized_start=662
-  _globals['_ESTIMATE']._serialized_end=811
-  _globals['_RESERVEITEM']._serialized_start=814
-  _globals['_RESERVEITEM']._serialized_end=1035
-  _globals['_GRANT']._serialized_start=1038
-  _globals['_GRANT']._serialized_end=1273
-  _globals['_FINALOUTCOME']._serialized_start=1276
-  _globals['_FINALOUTCOME']._serialized_end=1434
-  _globals['_RESERVERESULT']._serialized_start=1437
-  _globals['_RESERVERESULT']._serialized_end=1598
-  _globals['_SETTLEITEM']._serialized_start=1601
-  _globals['_SETTLEITEM']._serialized_end=2046
-  _globals['_OUTBOXPOSITION']._serialized_start=2048
-  _globals['_OUTBOXPOSITION']._serialized_end=2121
-  _globals['_SETTLED']._serialized_start=2123
-  _globals['_SETTLED']._serialized_end=2229
-  _globals['_SETTLERESULT']._serialized_start=2231
-  _globals['_SETTLERESULT']._serialized_end=2338
-  _globals['_RELEASEITEM']._serialized_start=2341
-  _globals['_RELEASEITEM']._serialized_end=2479
-  _globals['_RELEASED']._serialized_start=2481
-  _globals['_RELEASED']._serialized_end=2512
-  _globals['_RELEASERESULT']._serialized_start=2514
-  _globals['_RELEASERESULT']._serialized_end=2624
-  _globals['_EXTENDITEM']._serialized_start=2627
-  _globals['_EXTENDITEM']._serialized_end=2794
-  _globals['_EXTENDED']._serialized_start=2796
-  _globals['_EXTENDED']._serialized_end=2855
-  _globals['_EXTENDRESULT']._serialized_start=2857
-  _globals['_EXTENDRESULT']._serialized_end=2966
+  _globals['_ATTRIBUTION']._serialized_end=685
+  _globals['_ESTIMATE']._serialized_start=688
+  _globals['_ESTIMATE']._serialized_end=837
+  _globals['_RESERVEITEM']._serialized_start=840
+  _globals['_RESERVEITEM']._serialized_end=1061
+  _globals['_GRANT']._serialized_start=1064
+  _globals['_GRANT']._serialized_end=1299
+  _globals['_FINALOUTCOME']._serialized_start=1302
+  _globals['_FINALOUTCOME']._serialized_end=1460
+  _globals['_RESERVERESULT']._serialized_start=1463
+  _globals['_RESERVERESULT']._serialized_end=1624
+  _globals['_SETTLEITEM']._serialized_start=1627
+  _globals['_SETTLEITEM']._serialized_end=2072
+  _globals['_OUTBOXPOSITION']._serialized_start=2074
+  _globals['_OUTBOXPOSITION']._serialized_end=2147
+  _globals['_SETTLED']._serialized_start=2149
+  _globals['_SETTLED']._serialized_end=2255
+  _globals['_SETTLERESULT']._serialized_start=2257
+  _globals['_SETTLERESULT']._serialized_end=2364
+  _globals['_RELEASEITEM']._serialized_start=2367
+  _globals['_RELEASEITEM']._serialized_end=2505
+  _globals['_RELEASED']._serialized_start=2507
+  _globals['_RELEASED']._serialized_end=2538
+  _globals['_RELEASERESULT']._serialized_start=2540
+  _globals['_RELEASERESULT']._serialized_end=2650
+  _globals['_EXTENDITEM']._serialized_start=2653
+  _globals['_EXTENDITEM']._serialized_end=2820
+  _globals['_EXTENDED']._serialized_start=2822
+  _globals['_EXTENDED']._serialized_end=2881
+  _globals['_EXTENDRESULT']._serialized_start=2883
+  _globals['_EXTENDRESULT']._serialized_end=2992
 # @@protoc_insertion_point(module_scope)

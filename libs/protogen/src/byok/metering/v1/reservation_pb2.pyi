@@ -111,6 +111,7 @@ class Attribution(_message.Message):
     PROVIDER_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     BINDING_INDEX_FIELD_NUMBER: _builtins.int
+    PLATFORM_PURPOSE_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
     """The agent; empty when the platform's own work."""
     owner_id: _builtins.str
@@ -131,6 +132,8 @@ class Attribution(_message.Message):
     """The model asked for."""
     binding_index: _builtins.int
     """Authority index of the agent's binding that the account was read at."""
+    platform_purpose: _builtins.str
+    """Why the platform pays by its caller's request; empty otherwise. At most 128 characters."""
     @_builtins.property
     def account(self) -> _account_pb2.Account:
         """The account that is limited. Required."""
@@ -154,10 +157,11 @@ class Attribution(_message.Message):
         provider: _builtins.str = ...,
         model: _builtins.str = ...,
         binding_index: _builtins.int = ...,
+        platform_purpose: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "subject", b"subject"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "agent_id", b"agent_id", "binding_index", b"binding_index", "key_id", b"key_id", "lease_id", b"lease_id", "model", b"model", "operation", b"operation", "owner_id", b"owner_id", "payer", b"payer", "platform_cause", b"platform_cause", "provider", b"provider", "subject", b"subject"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "agent_id", b"agent_id", "binding_index", b"binding_index", "key_id", b"key_id", "lease_id", b"lease_id", "model", b"model", "operation", b"operation", "owner_id", b"owner_id", "payer", b"payer", "platform_cause", b"platform_cause", "platform_purpose", b"platform_purpose", "provider", b"provider", "subject", b"subject"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

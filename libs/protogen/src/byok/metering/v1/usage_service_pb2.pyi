@@ -283,6 +283,7 @@ class LedgerEntry(_message.Message):
     RESERVE_TIME_FIELD_NUMBER: _builtins.int
     SETTLE_TIME_FIELD_NUMBER: _builtins.int
     PROVIDER_LATENCY_FIELD_NUMBER: _builtins.int
+    PLATFORM_PURPOSE_FIELD_NUMBER: _builtins.int
     entry_id: _builtins.str
     """Id, derived from the reservation and the kind."""
     kind: Global___LedgerEntryKind.ValueType
@@ -313,6 +314,8 @@ class LedgerEntry(_message.Message):
     """The model asked for; `usage` names those that answered."""
     overrun_nano_usd: _builtins.int
     """Cost above what was held."""
+    platform_purpose: _builtins.str
+    """Why the platform paid by its caller's request; empty otherwise."""
     @_builtins.property
     def account(self) -> _account_pb2.Account:
         """The account."""
@@ -361,10 +364,11 @@ class LedgerEntry(_message.Message):
         reserve_time: _timestamp_pb2.Timestamp | None = ...,
         settle_time: _timestamp_pb2.Timestamp | None = ...,
         provider_latency: _duration_pb2.Duration | None = ...,
+        platform_purpose: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "provider_latency", b"provider_latency", "reserve_time", b"reserve_time", "settle_time", b"settle_time", "subject", b"subject", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "agent_id", b"agent_id", "call_index", b"call_index", "entry_id", b"entry_id", "key_id", b"key_id", "kind", b"kind", "lease_id", b"lease_id", "model", b"model", "operation", b"operation", "overrun_nano_usd", b"overrun_nano_usd", "owner_id", b"owner_id", "payer", b"payer", "payer_rule", b"payer_rule", "provider", b"provider", "provider_latency", b"provider_latency", "request_id", b"request_id", "reservation_id", b"reservation_id", "reserve_time", b"reserve_time", "settle_time", b"settle_time", "subject", b"subject", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "agent_id", b"agent_id", "call_index", b"call_index", "entry_id", b"entry_id", "key_id", b"key_id", "kind", b"kind", "lease_id", b"lease_id", "model", b"model", "operation", b"operation", "overrun_nano_usd", b"overrun_nano_usd", "owner_id", b"owner_id", "payer", b"payer", "payer_rule", b"payer_rule", "platform_purpose", b"platform_purpose", "provider", b"provider", "provider_latency", b"provider_latency", "request_id", b"request_id", "reservation_id", b"reservation_id", "reserve_time", b"reserve_time", "settle_time", b"settle_time", "subject", b"subject", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -52,6 +52,7 @@ def entry_row(entry: LedgerEntry, *, replaced_tokens: int = 0, replaced_cost: in
         facts.is_final,
         facts.body_hash,
         facts.for_account,
+        facts.platform_purpose,
         entry.reserve_time,
         entry.settle_time,
     )
@@ -86,6 +87,7 @@ def entry_of(row: Any) -> LedgerEntry:
         latency_ms=row["latency_ms"],
         is_final=row["is_final"],
         for_account=row["for_account"],
+        platform_purpose=row["platform_purpose"],
     )
     return LedgerEntry(
         entry_id=row["entry_id"],

@@ -44,6 +44,7 @@ _ENTRY_COLUMNS: Final = (
     ("is_final", "boolean"),
     ("body_hash", "bytea"),
     ("for_account", "text"),
+    ("platform_purpose", "text"),
     ("reserve_time", "timestamptz"),
     ("settle_time", "timestamptz"),
 )
