@@ -3,7 +3,6 @@
 Importable by tests as `services.metering.tests.rig`.
 """
 
-import hashlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -31,7 +30,7 @@ from metering.adapters.redis.scripts import ScriptRunner
 from metering.app import Replica, Stores
 from metering.domain.accounts import AccountKey, account_key
 from metering.domain.enums import AccountKind, Operation, Payer, PlatformCause, ScopeKind, Unit, Window
-from metering.domain.ledger import LedgerFacts, reservation_id
+from metering.domain.ledger import reservation_id
 from metering.domain.limits import OWN_PAYERS, Limit, Scope
 from metering.domain.principals import Principal
 from metering.domain.reservations import Call, Estimate, ReleaseCommand, ReserveCommand, SettleCommand
@@ -43,6 +42,7 @@ from metering.usecases.settle_batch import SettleResult
 from servicekit.clock import Clock, SystemClock
 from servicekit.ids import new_uuid7
 from servicekit.settings import PeerSettings, ServerSettings, TlsSettings
+from services.metering.tests.calls import facts_of
 
 BIG = 2**50
 NO_FILE = Path("/nonexistent")
@@ -192,25 +192,7 @@ def asked(
 ) -> ReserveRequest:
     """Return a reserve as Router would ask for it."""
     call = Call(request_id or rig.new_id(), call_index, holder or rig.holder)
-    facts = LedgerFacts(
-        request_id=call.request_id,
-        call_index=call_index,
-        holder=call.holder,
-        attempt=1,
-        leg=0,
-        agent_id=agent_id,
-        owner_id=owner_id,
-        operation=operation.value,
-        subject_type="submission",
-        subject_id="s-1",
-        payer=payer.value,
-        payer_rule="owner_key",
-        key_id="key-1",
-        lease_id="lease-1",
-        provider="anthropic",
-        model="claude-haiku-4-5",
-        body_hash=hashlib.sha256(body.encode()).digest()[:16],
-    )
+    facts = facts_of(call, agent_id=agent_id, owner_id=owner_id, operation=operation, payer=payer, body=body)
     command = ReserveCommand(
         call=call,
         account=account,

@@ -3,7 +3,6 @@
 Importable by tests as `services.metering.tests.contract.benches`.
 """
 
-import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -26,7 +25,7 @@ from metering.adapters.redis.outbox import RedisHoldExpiry, RedisOutbox
 from metering.adapters.redis.scripts import ScriptRunner
 from metering.domain.accounts import PARTITIONS, AccountKey, account_key, partition_of
 from metering.domain.enums import AccountKind, Operation, Payer, ScopeKind, Unit, Window
-from metering.domain.ledger import LedgerFacts, reservation_id
+from metering.domain.ledger import reservation_id
 from metering.domain.licences import Licence, StoreIdentity, Watermark
 from metering.domain.limits import OWN_PAYERS, Limit, Scope
 from metering.domain.matching import window_of
@@ -59,6 +58,7 @@ from metering.ports import (
 )
 from servicekit.errors import DomainError
 from servicekit.ids import new_uuid7
+from services.metering.tests.calls import facts_of
 
 ACCOUNT = account_key(AccountKind.OWNER, "owner-1")
 ROUTER = "01890000-0000-7000-8000-000000000001"
@@ -318,27 +318,10 @@ def asking(
     ttl: timedelta = timedelta(minutes=2),
 ) -> ReserveCommand:
     """Return a reserve: 100 tokens in, 10 to 1,000 out, a fixed 1,000 and 2 nano-USD a token."""
-    facts = LedgerFacts(
-        request_id=request_id,
-        call_index=call_index,
-        holder=holder,
-        attempt=1,
-        leg=0,
-        agent_id=agent_id,
-        owner_id=owner_id,
-        operation=operation.value,
-        subject_type="submission",
-        subject_id="s-1",
-        payer=payer.value,
-        payer_rule="owner_key",
-        key_id="key-1",
-        lease_id="lease-1",
-        provider="anthropic",
-        model="claude-haiku-4-5",
-        body_hash=hashlib.sha256(body.encode()).digest()[:16],
-    )
+    call = Call(request_id, call_index, holder)
+    facts = facts_of(call, agent_id=agent_id, owner_id=owner_id, operation=operation, payer=payer, body=body)
     return ReserveCommand(
-        call=Call(request_id, call_index, holder),
+        call=call,
         account=ACCOUNT,
         estimate=estimate or Estimate(100, 1_000, 2_000_000, 10, 1_000),
         facts=facts,
