@@ -85,7 +85,7 @@ $(NODE_STAMP): $(STAMP) $(NODE_CLIENT)/package.json $(NODE_CLIENT)/package-lock.
 	@echo "setup: installing the Node client's packages"
 	@mkdir -p $(@D)
 	@cp $(filter $(NODE_CLIENT)/%,$^) $(@D)
-	@cd $(@D) && PATH=$(CURDIR)/$(BIN):$$PATH npm ci --ignore-scripts --silent
+	@cd $(@D) && PATH=$(CURDIR)/$(BIN):$$PATH npm ci --ignore-scripts --loglevel=error --no-progress >/dev/null
 	@touch $@
 
 test: $(STAMP) $(NODE_STAMP) ## Run every test.
