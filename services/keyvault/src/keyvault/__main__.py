@@ -1,12 +1,13 @@
-"""`python -m keyvault [serve | migrate] [--config FILE] [--check-config]`."""
+"""`python -m keyvault [serve | migrate] [--config FILE] [--check-config]`, or an operator's command: see `cli`."""
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
+import keyvault.cli.main as operators_commands
 from keyvault.app import SERVICE, apply_migrations, serve
 from keyvault.settings import Settings
 from servicekit.errors import DomainError
@@ -19,12 +20,17 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+COMMANDS: Final = ("serve", "migrate")
+"""What the service itself does, with its settings; anything else is an operator's command, sent over the wire."""
+
 _log = structlog.get_logger("keyvault.main")
 
 
 def main(argv: Sequence[str]) -> None:
     """Read the settings and do what was asked for."""
-    invocation = load(Settings, argv, commands=("serve", "migrate"))
+    if not set(argv) & set(COMMANDS) and set(argv) & set(operators_commands.NAMES):
+        raise SystemExit(operators_commands.run(argv))
+    invocation = load(Settings, argv, commands=COMMANDS)
     settings = invocation.settings
     metrics = Metrics(SERVICE)
 
@@ -42,5 +48,10 @@ def main(argv: Sequence[str]) -> None:
     run(SERVICE, work, telemetry=settings.telemetry, metrics=metrics)
 
 
-if __name__ == "__main__":
+def console() -> None:
+    """Run what was typed at a shell."""
     main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    console()

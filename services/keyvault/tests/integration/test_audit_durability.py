@@ -106,7 +106,7 @@ async def test_a_client_that_falls_silent_after_an_append_blocks_nobody(vault: V
     await vault.bind()
     await vault.working_key()
     silent = await asyncpg.connect(migrated_dsn)
-    await silent.fetch("SELECT append_audit_entries(ARRAY[102]::smallint[], ARRAY['x']::bytea[])")
+    await silent.fetch("SELECT append_audit_entries(ARRAY[102]::smallint[], ARRAY[''], ARRAY['x']::bytea[])")
     assert (await (await vault.router()).acquire(agent_item())).results[0].HasField("lease")
     await silent.close()
 

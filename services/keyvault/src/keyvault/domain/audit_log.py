@@ -26,7 +26,7 @@ _LEAF_PREFIX: Final = b"\x00"
 
 
 class EntryKind(enum.IntEnum):
-    """What happened. Kinds below `AUTHORITY_KIND_END` change what a lease says. Never renumber."""
+    """What happened; kinds below `AUTHORITY_KIND_END` change what a lease says. Never renumber."""
 
     KEY_CREATED = 1
     KEY_UPDATED = 2
@@ -34,9 +34,20 @@ class EntryKind(enum.IntEnum):
     KEY_REVOKED = 4
     KEY_STATE_CHANGED = 5
     AGENT_BOUND = 6
+    KEY_SHARED = 7
+    KEY_UNSHARED = 8
+    HALTS_CHANGED = 9
     LEASE_GRANTED = 100
     CORRUPTION_FOUND = 101
     CALLER_REFUSED = 102
+    KEY_EXPIRING = 103
+    KEYRING_CHANGED = 104
+    REWRAP_COMPLETED = 105
+    ROOT_KEY_ROTATED = 106
+    BACKUP_REGISTERED = 107
+    OWNER_ERASED = 108
+    SEGMENT_ARCHIVED = 109
+    LEAVES_FORGOTTEN = 110
 
 
 AUTHORITY_KIND_END: Final = 100
@@ -61,6 +72,13 @@ class AuditEntry:
     def is_authority_change(self) -> bool:
         """Return whether leases granted before this entry may have ended with it."""
         return self.kind < AUTHORITY_KIND_END
+
+    @property
+    def subject(self) -> str:
+        """Return what the entry is found by, beside its index: the key that it is about, else the agent, or nothing."""
+        if self.provider_key_id:
+            return f"key/{self.provider_key_id}"
+        return f"agent/{self.agent_id}" if self.agent_id else ""
 
 
 @dataclass(frozen=True, slots=True)

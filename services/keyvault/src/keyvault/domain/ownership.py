@@ -22,6 +22,7 @@ class Scope(enum.IntEnum):
 
     AGENT = 1
     OWNER = 2
+    ORGANIZATION = 3
     PLATFORM = 4
 
 

@@ -56,6 +56,38 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INTERNAL. A fault of ours, recorded under the request id."""
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 16
     """DEADLINE_EXCEEDED. The call's deadline ended first."""
+    ERROR_REASON_HALTED: _ErrorReason.ValueType  # 17
+    """FAILED_PRECONDITION. An emergency stop covers this. Nothing else may pay
+    instead: hold the content until it is resumed. Metadata: `haltScope`.
+    """
+    ERROR_REASON_SHARE_NOT_FOUND: _ErrorReason.ValueType  # 18
+    """NOT_FOUND. No such share, or it is another organization's. Metadata: `providerKeyId`, `agentId`."""
+    ERROR_REASON_HALT_NOT_FOUND: _ErrorReason.ValueType  # 19
+    """NOT_FOUND. No such halt. Metadata: `haltId`."""
+    ERROR_REASON_KEYRING_VERSION_NOT_FOUND: _ErrorReason.ValueType  # 20
+    """NOT_FOUND. The keyring has no such version. Metadata: `purpose`, `version`."""
+    ERROR_REASON_KEYRING_STATE: _ErrorReason.ValueType  # 21
+    """FAILED_PRECONDITION. The version is not in a state from which this is
+    possible, or something still needs it; the message says what. Metadata: `version`, `state`.
+    """
+    ERROR_REASON_REPLICA_NOT_READY: _ErrorReason.ValueType  # 22
+    """FAILED_PRECONDITION. A live replica has not proved yet that it can use the
+    staged version or the new root key. Metadata: `replicas`.
+    """
+    ERROR_REASON_CONFIRMATION_REQUIRED: _ErrorReason.ValueType  # 23
+    """FAILED_PRECONDITION. What is asked cannot be undone: repeat it with the
+    confirmation that the metadata names. Metadata: `confirmation`.
+    """
+    ERROR_REASON_AUDIT_ENTRY_NOT_FOUND: _ErrorReason.ValueType  # 24
+    """NOT_FOUND. The log has no such entry, or its leaves are archived. Metadata: `auditIndex`."""
+    ERROR_REASON_AUDIT_LOG_CORRUPT: _ErrorReason.ValueType  # 25
+    """DATA_LOSS. The log does not agree with its own tree or checkpoint; nothing
+    is signed or served from it until an operator has looked at it. Metadata: `auditIndex`.
+    """
+    ERROR_REASON_ROOT_KEY_UNAVAILABLE: _ErrorReason.ValueType  # 26
+    """UNAVAILABLE. The root key cannot be reached, or refuses. Metadata: `rootKeyId`."""
+    ERROR_REASON_ERASURE_NOT_FOUND: _ErrorReason.ValueType  # 27
+    """NOT_FOUND. No erasure of this owner was asked for."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why KeyVault refused. `google.rpc.ErrorInfo.reason` is the value's name
@@ -96,4 +128,36 @@ ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 15
 """INTERNAL. A fault of ours, recorded under the request id."""
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 16
 """DEADLINE_EXCEEDED. The call's deadline ended first."""
+ERROR_REASON_HALTED: ErrorReason.ValueType  # 17
+"""FAILED_PRECONDITION. An emergency stop covers this. Nothing else may pay
+instead: hold the content until it is resumed. Metadata: `haltScope`.
+"""
+ERROR_REASON_SHARE_NOT_FOUND: ErrorReason.ValueType  # 18
+"""NOT_FOUND. No such share, or it is another organization's. Metadata: `providerKeyId`, `agentId`."""
+ERROR_REASON_HALT_NOT_FOUND: ErrorReason.ValueType  # 19
+"""NOT_FOUND. No such halt. Metadata: `haltId`."""
+ERROR_REASON_KEYRING_VERSION_NOT_FOUND: ErrorReason.ValueType  # 20
+"""NOT_FOUND. The keyring has no such version. Metadata: `purpose`, `version`."""
+ERROR_REASON_KEYRING_STATE: ErrorReason.ValueType  # 21
+"""FAILED_PRECONDITION. The version is not in a state from which this is
+possible, or something still needs it; the message says what. Metadata: `version`, `state`.
+"""
+ERROR_REASON_REPLICA_NOT_READY: ErrorReason.ValueType  # 22
+"""FAILED_PRECONDITION. A live replica has not proved yet that it can use the
+staged version or the new root key. Metadata: `replicas`.
+"""
+ERROR_REASON_CONFIRMATION_REQUIRED: ErrorReason.ValueType  # 23
+"""FAILED_PRECONDITION. What is asked cannot be undone: repeat it with the
+confirmation that the metadata names. Metadata: `confirmation`.
+"""
+ERROR_REASON_AUDIT_ENTRY_NOT_FOUND: ErrorReason.ValueType  # 24
+"""NOT_FOUND. The log has no such entry, or its leaves are archived. Metadata: `auditIndex`."""
+ERROR_REASON_AUDIT_LOG_CORRUPT: ErrorReason.ValueType  # 25
+"""DATA_LOSS. The log does not agree with its own tree or checkpoint; nothing
+is signed or served from it until an operator has looked at it. Metadata: `auditIndex`.
+"""
+ERROR_REASON_ROOT_KEY_UNAVAILABLE: ErrorReason.ValueType  # 26
+"""UNAVAILABLE. The root key cannot be reached, or refuses. Metadata: `rootKeyId`."""
+ERROR_REASON_ERASURE_NOT_FOUND: ErrorReason.ValueType  # 27
+"""NOT_FOUND. No erasure of this owner was asked for."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

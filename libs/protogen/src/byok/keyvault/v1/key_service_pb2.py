@@ -24,11 +24,12 @@ _sym_db = _symbol_database.Default()
 
 from byok.keyvault.v1 import provider_key_pb2 as byok_dot_keyvault_dot_v1_dot_provider__key__pb2
 from byok.type.v1 import account_pb2 as byok_dot_type_dot_v1_dot_account__pb2
+from byok.type.v1 import operation_pb2 as byok_dot_type_dot_v1_dot_operation__pb2
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"byok/keyvault/v1/key_service.proto\x12\x10\x62yok.keyvault.v1\x1a#byok/keyvault/v1/provider_key.proto\x1a\x1a\x62yok/type/v1/account.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"=\n\x0cSealedSecret\x12\x19\n\x11submission_key_id\x18\x01 \x01(\t\x12\x12\n\nciphertext\x18\x02 \x01(\x0c\"0\n\nAdjustment\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\"\xb1\x03\n\x10\x43reateKeyRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12+\n\nacting_for\x18\x02 \x01(\x0b\x32\x17.byok.type.v1.Principal\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12)\n\x05scope\x18\x04 \x01(\x0e\x32\x1a.byok.keyvault.v1.KeyScope\x12\x10\n\x08\x61gent_id\x18\x05 \x01(\t\x12\x10\n\x08provider\x18\x06 \x01(\t\x12\x10\n\x08\x62\x61se_url\x18\x07 \x01(\t\x12\r\n\x05label\x18\x08 \x01(\t\x12\x15\n\x08priority\x18\t \x01(\x05H\x01\x88\x01\x01\x12\x31\n\x07mapping\x18\n \x03(\x0b\x32 .byok.keyvault.v1.OperationRoute\x12*\n\x07\x63ustody\x18\x0b \x01(\x0e\x32\x19.byok.keyvault.v1.Custody\x12\x18\n\tplaintext\x18\x0c \x01(\x0c\x42\x03\x80\x01\x01H\x00\x12\x30\n\x06sealed\x18\r \x01(\x0b\x32\x1e.byok.keyvault.v1.SealedSecretH\x00\x42\x0e\n\x0csecret_inputB\x0b\n\t_priority\"r\n\x11\x43reateKeyResponse\x12*\n\x03key\x18\x01 \x01(\x0b\x32\x1d.byok.keyvault.v1.ProviderKey\x12\x31\n\x0b\x61\x64justments\x18\x02 \x03(\x0b\x32\x1c.byok.keyvault.v1.Adjustment\"L\n\rGetKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12+\n\nacting_for\x18\x02 \x01(\x0b\x32\x17.byok.type.v1.Principal\"<\n\x0eGetKeyResponse\x12*\n\x03key\x18\x01 \x01(\x0b\x32\x1d.byok.keyvault.v1.ProviderKey\"\xa2\x01\n\x0fListKeysRequest\x12+\n\nacting_for\x18\x01 \x01(\x0b\x32\x17.byok.type.v1.Principal\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\x10\n\x08provider\x18\x03 \x01(\t\x12\x17\n\x0finclude_revoked\x18\x04 \x01(\x08\x12\x11\n\tpage_size\x18\x05 \x01(\x05\x12\x12\n\npage_token\x18\x06 \x01(\t\"X\n\x10ListKeysResponse\x12+\n\x04keys\x18\x01 \x03(\x0b\x32\x1d.byok.keyvault.v1.ProviderKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xb1\x02\n\x10UpdateKeyRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12+\n\nacting_for\x18\x02 \x01(\x0b\x32\x17.byok.type.v1.Principal\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0e\n\x06key_id\x18\x04 \x01(\t\x12\x0c\n\x04\x65tag\x18\x05 \x01(\t\x12/\n\x0bupdate_mask\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\r\n\x05label\x18\x07 \x01(\t\x12\x10\n\x08priority\x18\x08 \x01(\x05\x12\x31\n\x07mapping\x18\t \x03(\x0b\x32 .byok.keyvault.v1.OperationRoute\x12*\n\x07\x63ustody\x18\n \x01(\x0e\x32\x19.byok.keyvault.v1.Custody\"?\n\x11UpdateKeyResponse\x12*\n\x03key\x18\x01 \x01(\x0b\x32\x1d.byok.keyvault.v1.ProviderKey\"\xf5\x01\n\x17ReplaceKeySecretRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12+\n\nacting_for\x18\x02 \x01(\x0b\x32\x17.byok.type.v1.Principal\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0e\n\x06key_id\x18\x04 \x01(\t\x12\x0c\n\x04\x65tag\x18\x05 \x01(\t\x12\x10\n\x08\x62\x61se_url\x18\x06 \x01(\t\x12\x18\n\tplaintext\x18\x07 \x01(\x0c\x42\x03\x80\x01\x01H\x00\x12\x30\n\x06sealed\x18\x08 \x01(\x0b\x32\x1e.byok.keyvault.v1.SealedSecretH\x00\x42\x0e\n\x0csecret_input\"y\n\x18ReplaceKeySecretResponse\x12*\n\x03key\x18\x01 \x01(\x0b\x32\x1d.byok.keyvault.v1.ProviderKey\x12\x31\n\x0b\x61\x64justments\x18\x02 \x03(\x0b\x32\x1c.byok.keyvault.v1.Adjustment\"\x82\x01\n\x10RevokeKeyRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12+\n\nacting_for\x18\x02 \x01(\x0b\x32\x17.byok.type.v1.Principal\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0e\n\x06key_id\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\"\x91\x01\n\x11RevokeKeyResponse\x12*\n\x03key\x18\x01 \x01(\x0b\x32\x1d.byok.keyvault.v1.ProviderKey\x12\x17\n\x0f\x61uthority_index\x18\x02 \x01(\x03\x12\x1d\n\x15\x61\x63knowledged_watchers\x18\x03 \x01(\x05\x12\x18\n\x10\x65xpired_watchers\x18\x04 \x01(\x05\"\xb2\x01\n\x10\x42indAgentRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x03 \x01(\t\x12\x10\n\x08owner_id\x18\x04 \x01(\t\x12&\n\x07\x61\x63\x63ount\x18\x05 \x01(\x0b\x32\x15.byok.type.v1.Account\x12/\n\x10\x65xpected_account\x18\x06 \x01(\x0b\x32\x15.byok.type.v1.Account\"D\n\x11\x42indAgentResponse\x12/\n\x07\x62inding\x18\x01 \x01(\x0b\x32\x1e.byok.keyvault.v1.AgentBinding\"\x19\n\x17GetSubmissionKeyRequest\"\x8e\x01\n\x18GetSubmissionKeyResponse\x12\x19\n\x11submission_key_id\x18\x01 \x01(\t\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\x12\x12\n\ndeployment\x18\x03 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xda\x05\n\nKeyService\x12T\n\tCreateKey\x12\".byok.keyvault.v1.CreateKeyRequest\x1a#.byok.keyvault.v1.CreateKeyResponse\x12K\n\x06GetKey\x12\x1f.byok.keyvault.v1.GetKeyRequest\x1a .byok.keyvault.v1.GetKeyResponse\x12Q\n\x08ListKeys\x12!.byok.keyvault.v1.ListKeysRequest\x1a\".byok.keyvault.v1.ListKeysResponse\x12T\n\tUpdateKey\x12\".byok.keyvault.v1.UpdateKeyRequest\x1a#.byok.keyvault.v1.UpdateKeyResponse\x12i\n\x10ReplaceKeySecret\x12).byok.keyvault.v1.ReplaceKeySecretRequest\x1a*.byok.keyvault.v1.ReplaceKeySecretResponse\x12T\n\tRevokeKey\x12\".byok.keyvault.v1.RevokeKeyRequest\x1a#.byok.keyvault.v1.RevokeKeyResponse\x12T\n\tBindAgent\x12\".byok.keyvault.v1.BindAgentRequest\x1a#.byok.keyvault.v1.BindAgentResponse\x12i\n\x10GetSubmissionKey\x12).byok.keyvault.v1.GetSubmissionKeyRequest\x1a*.byok.keyvault.v1.GetSubmissionKeyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"byok/keyvault/v1/key_service.proto\x12\x10\x62yok.keyvault.v1\x1a#byok/keyvault/v1/provider_key.proto\x1a\x1a\x62yok/type/v1/account.proto\x1a\x1c\x62yok/type/v1/operation.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"=\n\x0cSealedSecret\x12\x19\n\x11submission_key_id\x18\x01 \x01(\t\x12\x12\n\nciphertext\x18\x02 \x01(\x0c\"0\n\nAdjustment\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\"\xfb\x03\n\x10\x43reateKeyRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12+\n\nacting_for\x18\x02 \x01(\x0b\x32\x17.byok.type.v1.Principal\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12)\n\x05scope\x18\x04 \x01(\x0e\x32\x1a.byok.keyvault.v1.KeyScope\x12\x10\n\x08\x61gent_id\x18\x05 \x01(\t\x12\x10\n\x08provider\x18\x06 \x01(\t\x12\x10\n\x08\x62\x61se_url\x18\x07 \x01(\t\x12\r\n\x05label\x18\x08 \x01(\t\x12\x15\n\x08priority\x18\t \x01(\x05H\x01\x88\x01\x01\x12\x31\n\x07mapping\x18\n \x03(\x0b\x32 .byok.keyvault.v1.OperationRoute\x12*\n\x07\x63ustody\x18\x0b \x01(\x0e\x32\x19.byok.keyvault.v1.Custody\x12\x18\n\tplaintext\x18\x0c \x01(\x0c\x42\x03\x80\x01\x01H\x00\x12\x30\n\x06sealed\x18\r \x01(\x0b\x32\x1e.byok.keyvault.v1.SealedSecretH\x00\x12\x17\n\x0forganization_id\x18\x0e \x01(\t\x12/\n\x0b\x65xpire_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0e\n\x0csecret_inputB\x0b\n\t_priority\"r\n\x11\x43reateKeyResponse\x12*\n\x03key\x18\x01 \x01(\x0b\x32\x1d.byok.keyvault.v1.ProviderKey\x12\x31\n\x0b\x61\x64justments\x18\x02 \x03(\x0b\x32\x1c.byok.keyvault.v1.Adjustment\"L\n\rGetKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12+\n\nacting_for\x18\x02 \x01(\x0b\x32\x17.byok.type.v1.Principal\"<\n\x0eGetKeyResponse\x12*\n\x03key\x18\x01 \x01(\x0b\x32\x1d.byok.keyvault.v1.ProviderKey\"\xbb\x01\n\x0fListKeysRequest\x12+\n\nacting_for\x18\x01 \x01(\x0b\x32\x17.byok.type.v1.Principal\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\x10\n\x08provider\x18\x03 \x01(\t\x12\x17\n\x0finclude_revoked\x18\x04 \x01(\x08\x12\x11\n\tpage_size\x18\x05 \x01(\x05\x12\x12\n\npage_token\x18\x06 \x01(\t\x12\x17\n\x0forganization_id\x18\x07 \x01(\t\"X\n\x10ListKeysResponse\x12+\n\x04keys\x18\x01 \x03(\x0b\x32\x1d.byok.keyvault.v1.ProviderKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xe2\x02\n\x10UpdateKeyRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12+\n\nacting_for\x18\x02 \x01(\x0b\x32\x17.byok.type.v1.Principal\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0e\n\x06key_id\x18\x04 \x01(\t\x12\x0c\n\x04\x65tag\x18\x05 \x01(\t\x12/\n\x0bupdate_mask\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\r\n\x05label\x18\x07 \x01(\t\x12\x10\n\x08priority\x18\x08 \x01(\x05\x12\x31\n\x07mapping\x18\t \x03(\x0b\x32 .byok.keyvault.v1.OperationRoute\x12*\n\x07\x63ustody\x18\n \x01(\x0e\x32\x19.byok.keyvault.v1.Custody\x12/\n\x0b\x65xpire_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"?\n\x11UpdateKeyResponse\x12*\n\x03key\x18\x01 \x01(\x0b\x32\x1d.byok.keyvault.v1.ProviderKey\"\xf5\x01\n\x17ReplaceKeySecretRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12+\n\nacting_for\x18\x02 \x01(\x0b\x32\x17.byok.type.v1.Principal\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0e\n\x06key_id\x18\x04 \x01(\t\x12\x0c\n\x04\x65tag\x18\x05 \x01(\t\x12\x10\n\x08\x62\x61se_url\x18\x06 \x01(\t\x12\x18\n\tplaintext\x18\x07 \x01(\x0c\x42\x03\x80\x01\x01H\x00\x12\x30\n\x06sealed\x18\x08 \x01(\x0b\x32\x1e.byok.keyvault.v1.SealedSecretH\x00\x42\x0e\n\x0csecret_input\"y\n\x18ReplaceKeySecretResponse\x12*\n\x03key\x18\x01 \x01(\x0b\x32\x1d.byok.keyvault.v1.ProviderKey\x12\x31\n\x0b\x61\x64justments\x18\x02 \x03(\x0b\x32\x1c.byok.keyvault.v1.Adjustment\"\x82\x01\n\x10RevokeKeyRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12+\n\nacting_for\x18\x02 \x01(\x0b\x32\x17.byok.type.v1.Principal\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0e\n\x06key_id\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\"\x91\x01\n\x11RevokeKeyResponse\x12*\n\x03key\x18\x01 \x01(\x0b\x32\x1d.byok.keyvault.v1.ProviderKey\x12\x17\n\x0f\x61uthority_index\x18\x02 \x01(\x03\x12\x1d\n\x15\x61\x63knowledged_watchers\x18\x03 \x01(\x05\x12\x18\n\x10\x65xpired_watchers\x18\x04 \x01(\x05\"\xb2\x01\n\x10\x42indAgentRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x03 \x01(\t\x12\x10\n\x08owner_id\x18\x04 \x01(\t\x12&\n\x07\x61\x63\x63ount\x18\x05 \x01(\x0b\x32\x15.byok.type.v1.Account\x12/\n\x10\x65xpected_account\x18\x06 \x01(\x0b\x32\x15.byok.type.v1.Account\"D\n\x11\x42indAgentResponse\x12/\n\x07\x62inding\x18\x01 \x01(\x0b\x32\x1e.byok.keyvault.v1.AgentBinding\"\x19\n\x17GetSubmissionKeyRequest\"\x8e\x01\n\x18GetSubmissionKeyResponse\x12\x19\n\x11submission_key_id\x18\x01 \x01(\t\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\x12\x12\n\ndeployment\x18\x03 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xd9\x01\n\x0fShareKeyRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12+\n\nacting_for\x18\x02 \x01(\x0b\x32\x17.byok.type.v1.Principal\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0e\n\x06key_id\x18\x04 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x05 \x01(\t\x12+\n\noperations\x18\x06 \x03(\x0e\x32\x17.byok.type.v1.Operation\x12\'\n\x03\x63\x61p\x18\x07 \x01(\x0b\x32\x1a.byok.keyvault.v1.ShareCap\"=\n\x10ShareKeyResponse\x12)\n\x05share\x18\x01 \x01(\x0b\x32\x1a.byok.keyvault.v1.KeyShare\"\x85\x01\n\x11UnshareKeyRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12+\n\nacting_for\x18\x02 \x01(\x0b\x32\x17.byok.type.v1.Principal\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0e\n\x06key_id\x18\x04 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x05 \x01(\t\"f\n\x12UnshareKeyResponse\x12\x17\n\x0f\x61uthority_index\x18\x01 \x01(\x03\x12\x1d\n\x15\x61\x63knowledged_watchers\x18\x02 \x01(\x05\x12\x18\n\x10\x65xpired_watchers\x18\x03 \x01(\x05\"\x89\x01\n\x11ListSharesRequest\x12+\n\nacting_for\x18\x01 \x01(\x0b\x32\x17.byok.type.v1.Principal\x12\x0e\n\x06key_id\x18\x02 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"Y\n\x12ListSharesResponse\x12*\n\x06shares\x18\x01 \x03(\x0b\x32\x1a.byok.keyvault.v1.KeyShare\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xde\x01\n\x07\x45rasure\x12\x10\n\x08owner_id\x18\x01 \x01(\t\x12-\n\x05state\x18\x02 \x01(\x0e\x32\x1e.byok.keyvault.v1.ErasureState\x12\x13\n\x0b\x65rased_keys\x18\x03 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x37\n\x13\x62\x61\x63kups_expire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x61udit_index\x18\x06 \x01(\x03\"u\n\x11\x45raseOwnerRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12+\n\nacting_for\x18\x02 \x01(\x0b\x32\x17.byok.type.v1.Principal\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x10\n\x08owner_id\x18\x04 \x01(\t\"@\n\x12\x45raseOwnerResponse\x12*\n\x07\x65rasure\x18\x01 \x01(\x0b\x32\x19.byok.keyvault.v1.Erasure\"R\n\x11GetErasureRequest\x12+\n\nacting_for\x18\x01 \x01(\x0b\x32\x17.byok.type.v1.Principal\x12\x10\n\x08owner_id\x18\x02 \x01(\t\"@\n\x12GetErasureResponse\x12*\n\x07\x65rasure\x18\x01 \x01(\x0b\x32\x19.byok.keyvault.v1.Erasure\"T\n\x15\x46indDuplicatesRequest\x12+\n\nacting_for\x18\x01 \x01(\x0b\x32\x17.byok.type.v1.Principal\x12\x0e\n\x06key_id\x18\x02 \x01(\t\"E\n\x16\x46indDuplicatesResponse\x12+\n\x04keys\x18\x01 \x03(\x0b\x32\x1d.byok.keyvault.v1.ProviderKey*f\n\x0c\x45rasureState\x12\x1d\n\x19\x45RASURE_STATE_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x45RASURE_STATE_ERASED_LIVE\x10\x01\x12\x18\n\x14\x45RASURE_STATE_ERASED\x10\x02\x32\xf6\t\n\nKeyService\x12T\n\tCreateKey\x12\".byok.keyvault.v1.CreateKeyRequest\x1a#.byok.keyvault.v1.CreateKeyResponse\x12K\n\x06GetKey\x12\x1f.byok.keyvault.v1.GetKeyRequest\x1a .byok.keyvault.v1.GetKeyResponse\x12Q\n\x08ListKeys\x12!.byok.keyvault.v1.ListKeysRequest\x1a\".byok.keyvault.v1.ListKeysResponse\x12T\n\tUpdateKey\x12\".byok.keyvault.v1.UpdateKeyRequest\x1a#.byok.keyvault.v1.UpdateKeyResponse\x12i\n\x10ReplaceKeySecret\x12).byok.keyvault.v1.ReplaceKeySecretRequest\x1a*.byok.keyvault.v1.ReplaceKeySecretResponse\x12T\n\tRevokeKey\x12\".byok.keyvault.v1.RevokeKeyRequest\x1a#.byok.keyvault.v1.RevokeKeyResponse\x12T\n\tBindAgent\x12\".byok.keyvault.v1.BindAgentRequest\x1a#.byok.keyvault.v1.BindAgentResponse\x12i\n\x10GetSubmissionKey\x12).byok.keyvault.v1.GetSubmissionKeyRequest\x1a*.byok.keyvault.v1.GetSubmissionKeyResponse\x12Q\n\x08ShareKey\x12!.byok.keyvault.v1.ShareKeyRequest\x1a\".byok.keyvault.v1.ShareKeyResponse\x12W\n\nUnshareKey\x12#.byok.keyvault.v1.UnshareKeyRequest\x1a$.byok.keyvault.v1.UnshareKeyResponse\x12W\n\nListShares\x12#.byok.keyvault.v1.ListSharesRequest\x1a$.byok.keyvault.v1.ListSharesResponse\x12W\n\nEraseOwner\x12#.byok.keyvault.v1.EraseOwnerRequest\x1a$.byok.keyvault.v1.EraseOwnerResponse\x12W\n\nGetErasure\x12#.byok.keyvault.v1.GetErasureRequest\x1a$.byok.keyvault.v1.GetErasureResponse\x12\x63\n\x0e\x46indDuplicates\x12\'.byok.keyvault.v1.FindDuplicatesRequest\x1a(.byok.keyvault.v1.FindDuplicatesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,42 +40,70 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEKEYREQUEST'].fields_by_name['plaintext']._serialized_options = b'\200\001\001'
   _globals['_REPLACEKEYSECRETREQUEST'].fields_by_name['plaintext']._loaded_options = None
   _globals['_REPLACEKEYSECRETREQUEST'].fields_by_name['plaintext']._serialized_options = b'\200\001\001'
-  _globals['_SEALEDSECRET']._serialized_start=188
-  _globals['_SEALEDSECRET']._serialized_end=249
-  _globals['_ADJUSTMENT']._serialized_start=251
-  _globals['_ADJUSTMENT']._serialized_end=299
-  _globals['_CREATEKEYREQUEST']._serialized_start=302
-  _globals['_CREATEKEYREQUEST']._serialized_end=735
-  _globals['_CREATEKEYRESPONSE']._serialized_start=737
-  _globals['_CREATEKEYRESPONSE']._serialized_end=851
-  _globals['_GETKEYREQUEST']._serialized_start=853
-  _globals['_GETKEYREQUEST']._serialized_end=929
-  _globals['_GETKEYRESPONSE']._serialized_start=931
-  _globals['_GETKEYRESPONSE']._serialized_end=991
-  _globals['_LISTKEYSREQUEST']._serialized_start=994
-  _globals['_LISTKEYSREQUEST']._serialized_end=1156
-  _globals['_LISTKEYSRESPONSE']._serialized_start=1158
-  _globals['_LISTKEYSRESPONSE']._serialized_end=1246
-  _globals['_UPDATEKEYREQUEST']._serialized_start=1249
-  _globals['_UPDATEKEYREQUEST']._serialized_end=1554
-  _globals['_UPDATEKEYRESPONSE']._serialized_start=1556
-  _globals['_UPDATEKEYRESPONSE']._serialized_end=1619
-  _globals['_REPLACEKEYSECRETREQUEST']._serialized_start=1622
-  _globals['_REPLACEKEYSECRETREQUEST']._serialized_end=1867
-  _globals['_REPLACEKEYSECRETRESPONSE']._serialized_start=1869
-  _globals['_REPLACEKEYSECRETRESPONSE']._serialized_end=1990
-  _globals['_REVOKEKEYREQUEST']._serialized_start=1993
-  _globals['_REVOKEKEYREQUEST']._serialized_end=2123
-  _globals['_REVOKEKEYRESPONSE']._serialized_start=2126
-  _globals['_REVOKEKEYRESPONSE']._serialized_end=2271
-  _globals['_BINDAGENTREQUEST']._serialized_start=2274
-  _globals['_BINDAGENTREQUEST']._serialized_end=2452
-  _globals['_BINDAGENTRESPONSE']._serialized_start=2454
-  _globals['_BINDAGENTRESPONSE']._serialized_end=2522
-  _globals['_GETSUBMISSIONKEYREQUEST']._serialized_start=2524
-  _globals['_GETSUBMISSIONKEYREQUEST']._serialized_end=2549
-  _globals['_GETSUBMISSIONKEYRESPONSE']._serialized_start=2552
-  _globals['_GETSUBMISSIONKEYRESPONSE']._serialized_end=2694
-  _globals['_KEYSERVICE']._serialized_start=2697
-  _globals['_KEYSERVICE']._serialized_end=3427
+  _globals['_ERASURESTATE']._serialized_start=4345
+  _globals['_ERASURESTATE']._serialized_end=4447
+  _globals['_SEALEDSECRET']._serialized_start=218
+  _globals['_SEALEDSECRET']._serialized_end=279
+  _globals['_ADJUSTMENT']._serialized_start=281
+  _globals['_ADJUSTMENT']._serialized_end=329
+  _globals['_CREATEKEYREQUEST']._serialized_start=332
+  _globals['_CREATEKEYREQUEST']._serialized_end=839
+  _globals['_CREATEKEYRESPONSE']._serialized_start=841
+  _globals['_CREATEKEYRESPONSE']._serialized_end=955
+  _globals['_GETKEYREQUEST']._serialized_start=957
+  _globals['_GETKEYREQUEST']._serialized_end=1033
+  _globals['_GETKEYRESPONSE']._serialized_start=1035
+  _globals['_GETKEYRESPONSE']._serialized_end=1095
+  _globals['_LISTKEYSREQUEST']._serialized_start=1098
+  _globals['_LISTKEYSREQUEST']._serialized_end=1285
+  _globals['_LISTKEYSRESPONSE']._serialized_start=1287
+  _globals['_LISTKEYSRESPONSE']._serialized_end=1375
+  _globals['_UPDATEKEYREQUEST']._serialized_start=1378
+  _globals['_UPDATEKEYREQUEST']._serialized_end=1732
+  _globals['_UPDATEKEYRESPONSE']._serialized_start=1734
+  _globals['_UPDATEKEYRESPONSE']._serialized_end=1797
+  _globals['_REPLACEKEYSECRETREQUEST']._serialized_start=1800
+  _globals['_REPLACEKEYSECRETREQUEST']._serialized_end=2045
+  _globals['_REPLACEKEYSECRETRESPONSE']._serialized_start=2047
+  _globals['_REPLACEKEYSECRETRESPONSE']._serialized_end=2168
+  _globals['_REVOKEKEYREQUEST']._serialized_start=2171
+  _globals['_REVOKEKEYREQUEST']._serialized_end=2301
+  _globals['_REVOKEKEYRESPONSE']._serialized_start=2304
+  _globals['_REVOKEKEYRESPONSE']._serialized_end=2449
+  _globals['_BINDAGENTREQUEST']._serialized_start=2452
+  _globals['_BINDAGENTREQUEST']._serialized_end=2630
+  _globals['_BINDAGENTRESPONSE']._serialized_start=2632
+  _globals['_BINDAGENTRESPONSE']._serialized_end=2700
+  _globals['_GETSUBMISSIONKEYREQUEST']._serialized_start=2702
+  _globals['_GETSUBMISSIONKEYREQUEST']._serialized_end=2727
+  _globals['_GETSUBMISSIONKEYRESPONSE']._serialized_start=2730
+  _globals['_GETSUBMISSIONKEYRESPONSE']._serialized_end=2872
+  _globals['_SHAREKEYREQUEST']._serialized_start=2875
+  _globals['_SHAREKEYREQUEST']._serialized_end=3092
+  _globals['_SHAREKEYRESPONSE']._serialized_start=3094
+  _globals['_SHAREKEYRESPONSE']._serialized_end=3155
+  _globals['_UNSHAREKEYREQUEST']._serialized_start=3158
+  _globals['_UNSHAREKEYREQUEST']._serialized_end=3291
+  _globals['_UNSHAREKEYRESPONSE']._serialized_start=3293
+  _globals['_UNSHAREKEYRESPONSE']._serialized_end=3395
+  _globals['_LISTSHARESREQUEST']._serialized_start=3398
+  _globals['_LISTSHARESREQUEST']._serialized_end=3535
+  _globals['_LISTSHARESRESPONSE']._serialized_start=3537
+  _globals['_LISTSHARESRESPONSE']._serialized_end=3626
+  _globals['_ERASURE']._serialized_start=3629
+  _globals['_ERASURE']._serialized_end=3851
+  _globals['_ERASEOWNERREQUEST']._serialized_start=3853
+  _globals['_ERASEOWNERREQUEST']._serialized_end=3970
+  _globals['_ERASEOWNERRESPONSE']._serialized_start=3972
+  _globals['_ERASEOWNERRESPONSE']._serialized_end=4036
+  _globals['_GETERASUREREQUEST']._serialized_start=4038
+  _globals['_GETERASUREREQUEST']._serialized_end=4120
+  _globals['_GETERASURERESPONSE']._serialized_start=4122
+  _globals['_GETERASURERESPONSE']._serialized_end=4186
+  _globals['_FINDDUPLICATESREQUEST']._serialized_start=4188
+  _globals['_FINDDUPLICATESREQUEST']._serialized_end=4272
+  _globals['_FINDDUPLICATESRESPONSE']._serialized_start=4274
+  _globals['_FINDDUPLICATESRESPONSE']._serialized_end=4343
+  _globals['_KEYSERVICE']._serialized_start=4450
+  _globals['_KEYSERVICE']._serialized_end=5720
 # @@protoc_insertion_point(module_scope)

@@ -5,12 +5,14 @@ isort:skip_file
 
 from byok.keyvault.v1 import provider_key_pb2 as _provider_key_pb2
 from byok.type.v1 import account_pb2 as _account_pb2
+from byok.type.v1 import operation_pb2 as _operation_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -21,6 +23,30 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _ErasureState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ErasureStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErasureState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ERASURE_STATE_UNSPECIFIED: _ErasureState.ValueType  # 0
+    """Not set. Never answered."""
+    ERASURE_STATE_ERASED_LIVE: _ErasureState.ValueType  # 1
+    """What opens the keys is gone from the live database; backups may hold it."""
+    ERASURE_STATE_ERASED: _ErasureState.ValueType  # 2
+    """The last backup that could hold it has expired, too."""
+
+class ErasureState(_ErasureState, metaclass=_ErasureStateEnumTypeWrapper):
+    """How far an erasure has come."""
+
+ERASURE_STATE_UNSPECIFIED: ErasureState.ValueType  # 0
+"""Not set. Never answered."""
+ERASURE_STATE_ERASED_LIVE: ErasureState.ValueType  # 1
+"""What opens the keys is gone from the live database; backups may hold it."""
+ERASURE_STATE_ERASED: ErasureState.ValueType  # 2
+"""The last backup that could hold it has expired, too."""
+Global___ErasureState: _TypeAlias = ErasureState  # noqa: Y015
 
 @_typing.final
 class SealedSecret(_message.Message):
@@ -96,6 +122,8 @@ class CreateKeyRequest(_message.Message):
     CUSTODY_FIELD_NUMBER: _builtins.int
     PLAINTEXT_FIELD_NUMBER: _builtins.int
     SEALED_FIELD_NUMBER: _builtins.int
+    ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """UUIDv7. Required."""
     actor: _builtins.str
@@ -121,6 +149,10 @@ class CreateKeyRequest(_message.Message):
     """As the provider gave it; white space around it is trimmed, and reported.
     At most 4,096 bytes of printable ASCII.
     """
+    organization_id: _builtins.str
+    """The organization that is to own the key, for scope ORGANIZATION only. The
+    caller must assert `acting_for` to be a member of it.
+    """
     @_builtins.property
     def acting_for(self) -> _account_pb2.Principal:
         """On whose behalf. Required."""
@@ -132,6 +164,10 @@ class CreateKeyRequest(_message.Message):
     @_builtins.property
     def sealed(self) -> Global___SealedSecret:
         """Sealed to the submission key."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When the key ends by itself. Must be in the future; unset means never."""
 
     def __init__(
         self,
@@ -149,10 +185,12 @@ class CreateKeyRequest(_message.Message):
         custody: _provider_key_pb2.Custody.ValueType = ...,
         plaintext: _builtins.bytes = ...,
         sealed: Global___SealedSecret | None = ...,
+        organization_id: _builtins.str = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "acting_for", b"acting_for", "plaintext", b"plaintext", "priority", b"priority", "sealed", b"sealed", "secret_input", b"secret_input"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "acting_for", b"acting_for", "expire_time", b"expire_time", "plaintext", b"plaintext", "priority", b"priority", "sealed", b"sealed", "secret_input", b"secret_input"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "acting_for", b"acting_for", "actor", b"actor", "agent_id", b"agent_id", "base_url", b"base_url", "custody", b"custody", "label", b"label", "mapping", b"mapping", "plaintext", b"plaintext", "priority", b"priority", "provider", b"provider", "request_id", b"request_id", "scope", b"scope", "sealed", b"sealed", "secret_input", b"secret_input"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "acting_for", b"acting_for", "actor", b"actor", "agent_id", b"agent_id", "base_url", b"base_url", "custody", b"custody", "expire_time", b"expire_time", "label", b"label", "mapping", b"mapping", "organization_id", b"organization_id", "plaintext", b"plaintext", "priority", b"priority", "provider", b"provider", "request_id", b"request_id", "scope", b"scope", "sealed", b"sealed", "secret_input", b"secret_input"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
     _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
@@ -259,6 +297,7 @@ class ListKeysRequest(_message.Message):
     INCLUDE_REVOKED_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
     """Only the keys that this agent can use, if set."""
     provider: _builtins.str
@@ -269,6 +308,10 @@ class ListKeysRequest(_message.Message):
     """At most this many; 50 by default, 1,000 at most."""
     page_token: _builtins.str
     """`next_page_token` of the page before, with the same filter."""
+    organization_id: _builtins.str
+    """The keys of this organization instead of the owner's own. The caller must
+    assert `acting_for` to be a member of it.
+    """
     @_builtins.property
     def acting_for(self) -> _account_pb2.Principal:
         """On whose behalf. Required."""
@@ -282,10 +325,11 @@ class ListKeysRequest(_message.Message):
         include_revoked: _builtins.bool = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        organization_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["acting_for", b"acting_for"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acting_for", b"acting_for", "agent_id", b"agent_id", "include_revoked", b"include_revoked", "page_size", b"page_size", "page_token", b"page_token", "provider", b"provider"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acting_for", b"acting_for", "agent_id", b"agent_id", "include_revoked", b"include_revoked", "organization_id", b"organization_id", "page_size", b"page_size", "page_token", b"page_token", "provider", b"provider"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -335,6 +379,7 @@ class UpdateKeyRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     MAPPING_FIELD_NUMBER: _builtins.int
     CUSTODY_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """UUIDv7. Required."""
     actor: _builtins.str
@@ -356,12 +401,16 @@ class UpdateKeyRequest(_message.Message):
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
         """Which of the fields below to change: `label`, `priority`, `mapping`,
-        `custody`. Required.
+        `custody`, `expire_time`. Required.
         """
 
     @_builtins.property
     def mapping(self) -> _containers.RepeatedCompositeFieldContainer[_provider_key_pb2.OperationRoute]:
         """New mapping, whole."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When the key ends by itself; unset means never."""
 
     def __init__(
         self,
@@ -376,10 +425,11 @@ class UpdateKeyRequest(_message.Message):
         priority: _builtins.int = ...,
         mapping: _abc.Iterable[_provider_key_pb2.OperationRoute] | None = ...,
         custody: _provider_key_pb2.Custody.ValueType = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["acting_for", b"acting_for", "update_mask", b"update_mask"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acting_for", b"acting_for", "expire_time", b"expire_time", "update_mask", b"update_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acting_for", b"acting_for", "actor", b"actor", "custody", b"custody", "etag", b"etag", "key_id", b"key_id", "label", b"label", "mapping", b"mapping", "priority", b"priority", "request_id", b"request_id", "update_mask", b"update_mask"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acting_for", b"acting_for", "actor", b"actor", "custody", b"custody", "etag", b"etag", "expire_time", b"expire_time", "key_id", b"key_id", "label", b"label", "mapping", b"mapping", "priority", b"priority", "request_id", b"request_id", "update_mask", b"update_mask"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -695,3 +745,429 @@ class GetSubmissionKeyResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetSubmissionKeyResponse: _TypeAlias = GetSubmissionKeyResponse  # noqa: Y015
+
+@_typing.final
+class ShareKeyRequest(_message.Message):
+    """Request of ShareKey."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ACTING_FOR_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    OPERATIONS_FIELD_NUMBER: _builtins.int
+    CAP_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """UUIDv7. Required."""
+    actor: _builtins.str
+    """The person or service that asks, for the audit log. Required."""
+    key_id: _builtins.str
+    """A key of scope ORGANIZATION. Required."""
+    agent_id: _builtins.str
+    """The agent; its account must be the organization. Required."""
+    @_builtins.property
+    def acting_for(self) -> _account_pb2.Principal:
+        """On whose behalf. Required: asserted to be a member of the organization."""
+
+    @_builtins.property
+    def operations(self) -> _containers.RepeatedScalarFieldContainer[_operation_pb2.Operation.ValueType]:
+        """What the key may be used for. At least one."""
+
+    @_builtins.property
+    def cap(self) -> _provider_key_pb2.ShareCap:
+        """What may be spent through the share. Unset means no cap but the account's."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        acting_for: _account_pb2.Principal | None = ...,
+        actor: _builtins.str = ...,
+        key_id: _builtins.str = ...,
+        agent_id: _builtins.str = ...,
+        operations: _abc.Iterable[_operation_pb2.Operation.ValueType] | None = ...,
+        cap: _provider_key_pb2.ShareCap | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acting_for", b"acting_for", "cap", b"cap"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acting_for", b"acting_for", "actor", b"actor", "agent_id", b"agent_id", "cap", b"cap", "key_id", b"key_id", "operations", b"operations", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShareKeyRequest: _TypeAlias = ShareKeyRequest  # noqa: Y015
+
+@_typing.final
+class ShareKeyResponse(_message.Message):
+    """Response of ShareKey."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def share(self) -> _provider_key_pb2.KeyShare:
+        """The share as it stands."""
+
+    def __init__(
+        self,
+        *,
+        share: _provider_key_pb2.KeyShare | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["share", b"share"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["share", b"share"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShareKeyResponse: _TypeAlias = ShareKeyResponse  # noqa: Y015
+
+@_typing.final
+class UnshareKeyRequest(_message.Message):
+    """Request of UnshareKey."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ACTING_FOR_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """UUIDv7. Required."""
+    actor: _builtins.str
+    """The person or service that asks, for the audit log. Required."""
+    key_id: _builtins.str
+    """The key. Required."""
+    agent_id: _builtins.str
+    """The agent. Required."""
+    @_builtins.property
+    def acting_for(self) -> _account_pb2.Principal:
+        """On whose behalf. Required: asserted to be a member of the organization."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        acting_for: _account_pb2.Principal | None = ...,
+        actor: _builtins.str = ...,
+        key_id: _builtins.str = ...,
+        agent_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acting_for", b"acting_for"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acting_for", b"acting_for", "actor", b"actor", "agent_id", b"agent_id", "key_id", b"key_id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnshareKeyRequest: _TypeAlias = UnshareKeyRequest  # noqa: Y015
+
+@_typing.final
+class UnshareKeyResponse(_message.Message):
+    """Response of UnshareKey."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AUTHORITY_INDEX_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGED_WATCHERS_FIELD_NUMBER: _builtins.int
+    EXPIRED_WATCHERS_FIELD_NUMBER: _builtins.int
+    authority_index: _builtins.int
+    """Index of the audit entry that ended the share."""
+    acknowledged_watchers: _builtins.int
+    """Routers that acknowledged before this answer."""
+    expired_watchers: _builtins.int
+    """Routers whose bound passed instead."""
+    def __init__(
+        self,
+        *,
+        authority_index: _builtins.int = ...,
+        acknowledged_watchers: _builtins.int = ...,
+        expired_watchers: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_watchers", b"acknowledged_watchers", "authority_index", b"authority_index", "expired_watchers", b"expired_watchers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnshareKeyResponse: _TypeAlias = UnshareKeyResponse  # noqa: Y015
+
+@_typing.final
+class ListSharesRequest(_message.Message):
+    """Request of ListShares."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTING_FOR_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    key_id: _builtins.str
+    """The shares of this key. Required."""
+    agent_id: _builtins.str
+    """Only the share of this agent, if set."""
+    page_size: _builtins.int
+    """At most this many; 50 by default, 1,000 at most."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before, with the same filter."""
+    @_builtins.property
+    def acting_for(self) -> _account_pb2.Principal:
+        """On whose behalf. Required: asserted to be a member of the organization."""
+
+    def __init__(
+        self,
+        *,
+        acting_for: _account_pb2.Principal | None = ...,
+        key_id: _builtins.str = ...,
+        agent_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acting_for", b"acting_for"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acting_for", b"acting_for", "agent_id", b"agent_id", "key_id", b"key_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSharesRequest: _TypeAlias = ListSharesRequest  # noqa: Y015
+
+@_typing.final
+class ListSharesResponse(_message.Message):
+    """Response of ListShares."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def shares(self) -> _containers.RepeatedCompositeFieldContainer[_provider_key_pb2.KeyShare]:
+        """The shares that are in force."""
+
+    def __init__(
+        self,
+        *,
+        shares: _abc.Iterable[_provider_key_pb2.KeyShare] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "shares", b"shares"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSharesResponse: _TypeAlias = ListSharesResponse  # noqa: Y015
+
+@_typing.final
+class Erasure(_message.Message):
+    """The erasure of one owner."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OWNER_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    ERASED_KEYS_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    BACKUPS_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    AUDIT_INDEX_FIELD_NUMBER: _builtins.int
+    owner_id: _builtins.str
+    """The owner."""
+    state: Global___ErasureState.ValueType
+    """How far it has come."""
+    erased_keys: _builtins.int
+    """Keys whose secrets were destroyed."""
+    audit_index: _builtins.int
+    """Index of its audit entry."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was asked for."""
+
+    @_builtins.property
+    def backups_expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When the last registered backup that holds the secrets expires. Unset when
+        none is registered, or that time has passed.
+        """
+
+    def __init__(
+        self,
+        *,
+        owner_id: _builtins.str = ...,
+        state: Global___ErasureState.ValueType = ...,
+        erased_keys: _builtins.int = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        backups_expire_time: _timestamp_pb2.Timestamp | None = ...,
+        audit_index: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["backups_expire_time", b"backups_expire_time", "create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_index", b"audit_index", "backups_expire_time", b"backups_expire_time", "create_time", b"create_time", "erased_keys", b"erased_keys", "owner_id", b"owner_id", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Erasure: _TypeAlias = Erasure  # noqa: Y015
+
+@_typing.final
+class EraseOwnerRequest(_message.Message):
+    """Request of EraseOwner."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ACTING_FOR_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    OWNER_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """UUIDv7. Required."""
+    actor: _builtins.str
+    """The person or service that asks, for the audit log. Required."""
+    owner_id: _builtins.str
+    """The owner. Required; `acting_for` must be this owner or an operator."""
+    @_builtins.property
+    def acting_for(self) -> _account_pb2.Principal:
+        """The owner, or an operator on their behalf. Required."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        acting_for: _account_pb2.Principal | None = ...,
+        actor: _builtins.str = ...,
+        owner_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acting_for", b"acting_for"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acting_for", b"acting_for", "actor", b"actor", "owner_id", b"owner_id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseOwnerRequest: _TypeAlias = EraseOwnerRequest  # noqa: Y015
+
+@_typing.final
+class EraseOwnerResponse(_message.Message):
+    """Response of EraseOwner."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ERASURE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def erasure(self) -> Global___Erasure:
+        """The erasure."""
+
+    def __init__(
+        self,
+        *,
+        erasure: Global___Erasure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["erasure", b"erasure"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["erasure", b"erasure"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseOwnerResponse: _TypeAlias = EraseOwnerResponse  # noqa: Y015
+
+@_typing.final
+class GetErasureRequest(_message.Message):
+    """Request of GetErasure."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTING_FOR_FIELD_NUMBER: _builtins.int
+    OWNER_ID_FIELD_NUMBER: _builtins.int
+    owner_id: _builtins.str
+    """The owner. Required."""
+    @_builtins.property
+    def acting_for(self) -> _account_pb2.Principal:
+        """The owner, or an operator. Required."""
+
+    def __init__(
+        self,
+        *,
+        acting_for: _account_pb2.Principal | None = ...,
+        owner_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acting_for", b"acting_for"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acting_for", b"acting_for", "owner_id", b"owner_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetErasureRequest: _TypeAlias = GetErasureRequest  # noqa: Y015
+
+@_typing.final
+class GetErasureResponse(_message.Message):
+    """Response of GetErasure."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ERASURE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def erasure(self) -> Global___Erasure:
+        """The erasure."""
+
+    def __init__(
+        self,
+        *,
+        erasure: Global___Erasure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["erasure", b"erasure"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["erasure", b"erasure"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetErasureResponse: _TypeAlias = GetErasureResponse  # noqa: Y015
+
+@_typing.final
+class FindDuplicatesRequest(_message.Message):
+    """Request of FindDuplicates."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTING_FOR_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    key_id: _builtins.str
+    """The key whose equals are looked for. Required."""
+    @_builtins.property
+    def acting_for(self) -> _account_pb2.Principal:
+        """On whose behalf. Required. An operator looks among all keys."""
+
+    def __init__(
+        self,
+        *,
+        acting_for: _account_pb2.Principal | None = ...,
+        key_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acting_for", b"acting_for"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acting_for", b"acting_for", "key_id", b"key_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindDuplicatesRequest: _TypeAlias = FindDuplicatesRequest  # noqa: Y015
+
+@_typing.final
+class FindDuplicatesResponse(_message.Message):
+    """Response of FindDuplicates."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEYS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedCompositeFieldContainer[_provider_key_pb2.ProviderKey]:
+        """The other keys with the same secret, at most 100."""
+
+    def __init__(
+        self,
+        *,
+        keys: _abc.Iterable[_provider_key_pb2.ProviderKey] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindDuplicatesResponse: _TypeAlias = FindDuplicatesResponse  # noqa: Y015

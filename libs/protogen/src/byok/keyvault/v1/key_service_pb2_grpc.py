@@ -27,7 +27,8 @@ if _version_not_supported:
 
 class KeyServiceStub:
     """Keys and bindings, for those who act for an owner. No answer holds a secret.
-    Roles: `edge`, `operator`; BindAgent: `metering`.
+    Roles: `edge`, `operator`; BindAgent: `metering`; EraseOwner and GetErasure:
+    `metering` too.
     """
 
     def __init__(self, channel):
@@ -76,11 +77,42 @@ class KeyServiceStub:
                 request_serializer=byok_dot_keyvault_dot_v1_dot_key__service__pb2.GetSubmissionKeyRequest.SerializeToString,
                 response_deserializer=byok_dot_keyvault_dot_v1_dot_key__service__pb2.GetSubmissionKeyResponse.FromString,
                 _registered_method=True)
+        self.ShareKey = channel.unary_unary(
+                '/byok.keyvault.v1.KeyService/ShareKey',
+                request_serializer=byok_dot_keyvault_dot_v1_dot_key__service__pb2.ShareKeyRequest.SerializeToString,
+                response_deserializer=byok_dot_keyvault_dot_v1_dot_key__service__pb2.ShareKeyResponse.FromString,
+                _registered_method=True)
+        self.UnshareKey = channel.unary_unary(
+                '/byok.keyvault.v1.KeyService/UnshareKey',
+                request_serializer=byok_dot_keyvault_dot_v1_dot_key__service__pb2.UnshareKeyRequest.SerializeToString,
+                response_deserializer=byok_dot_keyvault_dot_v1_dot_key__service__pb2.UnshareKeyResponse.FromString,
+                _registered_method=True)
+        self.ListShares = channel.unary_unary(
+                '/byok.keyvault.v1.KeyService/ListShares',
+                request_serializer=byok_dot_keyvault_dot_v1_dot_key__service__pb2.ListSharesRequest.SerializeToString,
+                response_deserializer=byok_dot_keyvault_dot_v1_dot_key__service__pb2.ListSharesResponse.FromString,
+                _registered_method=True)
+        self.EraseOwner = channel.unary_unary(
+                '/byok.keyvault.v1.KeyService/EraseOwner',
+                request_serializer=byok_dot_keyvault_dot_v1_dot_key__service__pb2.EraseOwnerRequest.SerializeToString,
+                response_deserializer=byok_dot_keyvault_dot_v1_dot_key__service__pb2.EraseOwnerResponse.FromString,
+                _registered_method=True)
+        self.GetErasure = channel.unary_unary(
+                '/byok.keyvault.v1.KeyService/GetErasure',
+                request_serializer=byok_dot_keyvault_dot_v1_dot_key__service__pb2.GetErasureRequest.SerializeToString,
+                response_deserializer=byok_dot_keyvault_dot_v1_dot_key__service__pb2.GetErasureResponse.FromString,
+                _registered_method=True)
+        self.FindDuplicates = channel.unary_unary(
+                '/byok.keyvault.v1.KeyService/FindDuplicates',
+                request_serializer=byok_dot_keyvault_dot_v1_dot_key__service__pb2.FindDuplicatesRequest.SerializeToString,
+                response_deserializer=byok_dot_keyvault_dot_v1_dot_key__service__pb2.FindDuplicatesResponse.FromString,
+                _registered_method=True)
 
 
 class KeyServiceServicer:
     """Keys and bindings, for those who act for an owner. No answer holds a secret.
-    Roles: `edge`, `operator`; BindAgent: `metering`.
+    Roles: `edge`, `operator`; BindAgent: `metering`; EraseOwner and GetErasure:
+    `metering` too.
     """
 
     def CreateKey(self, request, context):
@@ -155,6 +187,58 @@ class KeyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ShareKey(self, request, context):
+        """Lets one agent of an organization use a key of that organization, or
+        changes the terms on which it may. Idempotent by `request_id`.
+        Errors: INVALID_ARGUMENT, REQUEST_ID_REUSED, PROVIDER_KEY_NOT_FOUND,
+        PROVIDER_KEY_REVOKED, AGENT_NOT_FOUND, AUDIT_UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnshareKey(self, request, context):
+        """Ends a share. Answers like RevokeKey: after it no call of the agent starts
+        on the key. Idempotent.
+        Errors: INVALID_ARGUMENT, REQUEST_ID_REUSED, PROVIDER_KEY_NOT_FOUND,
+        SHARE_NOT_FOUND, AUDIT_UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListShares(self, request, context):
+        """Lists the shares of a key, or those of an agent. No side effects.
+        Errors: INVALID_ARGUMENT, PROVIDER_KEY_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EraseOwner(self, request, context):
+        """Destroys all that opens the keys of one owner, at once and for good, and
+        revokes them. Idempotent.
+        Errors: INVALID_ARGUMENT, REQUEST_ID_REUSED, AUDIT_UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetErasure(self, request, context):
+        """Reads how far an erasure has come. No side effects. Errors: ERASURE_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FindDuplicates(self, request, context):
+        """Finds the keys of a principal that hold the same secret as one of theirs.
+        No side effects. Errors: PROVIDER_KEY_NOT_FOUND, PROVIDER_KEY_REVOKED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_KeyServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -198,6 +282,36 @@ def add_KeyServiceServicer_to_server(servicer, server):
                     request_deserializer=byok_dot_keyvault_dot_v1_dot_key__service__pb2.GetSubmissionKeyRequest.FromString,
                     response_serializer=byok_dot_keyvault_dot_v1_dot_key__service__pb2.GetSubmissionKeyResponse.SerializeToString,
             ),
+            'ShareKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShareKey,
+                    request_deserializer=byok_dot_keyvault_dot_v1_dot_key__service__pb2.ShareKeyRequest.FromString,
+                    response_serializer=byok_dot_keyvault_dot_v1_dot_key__service__pb2.ShareKeyResponse.SerializeToString,
+            ),
+            'UnshareKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnshareKey,
+                    request_deserializer=byok_dot_keyvault_dot_v1_dot_key__service__pb2.UnshareKeyRequest.FromString,
+                    response_serializer=byok_dot_keyvault_dot_v1_dot_key__service__pb2.UnshareKeyResponse.SerializeToString,
+            ),
+            'ListShares': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListShares,
+                    request_deserializer=byok_dot_keyvault_dot_v1_dot_key__service__pb2.ListSharesRequest.FromString,
+                    response_serializer=byok_dot_keyvault_dot_v1_dot_key__service__pb2.ListSharesResponse.SerializeToString,
+            ),
+            'EraseOwner': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseOwner,
+                    request_deserializer=byok_dot_keyvault_dot_v1_dot_key__service__pb2.EraseOwnerRequest.FromString,
+                    response_serializer=byok_dot_keyvault_dot_v1_dot_key__service__pb2.EraseOwnerResponse.SerializeToString,
+            ),
+            'GetErasure': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetErasure,
+                    request_deserializer=byok_dot_keyvault_dot_v1_dot_key__service__pb2.GetErasureRequest.FromString,
+                    response_serializer=byok_dot_keyvault_dot_v1_dot_key__service__pb2.GetErasureResponse.SerializeToString,
+            ),
+            'FindDuplicates': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindDuplicates,
+                    request_deserializer=byok_dot_keyvault_dot_v1_dot_key__service__pb2.FindDuplicatesRequest.FromString,
+                    response_serializer=byok_dot_keyvault_dot_v1_dot_key__service__pb2.FindDuplicatesResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'byok.keyvault.v1.KeyService', rpc_method_handlers)
@@ -208,7 +322,8 @@ def add_KeyServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class KeyService:
     """Keys and bindings, for those who act for an owner. No answer holds a secret.
-    Roles: `edge`, `operator`; BindAgent: `metering`.
+    Roles: `edge`, `operator`; BindAgent: `metering`; EraseOwner and GetErasure:
+    `metering` too.
     """
 
     @staticmethod
@@ -417,6 +532,168 @@ class KeyService:
             '/byok.keyvault.v1.KeyService/GetSubmissionKey',
             byok_dot_keyvault_dot_v1_dot_key__service__pb2.GetSubmissionKeyRequest.SerializeToString,
             byok_dot_keyvault_dot_v1_dot_key__service__pb2.GetSubmissionKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShareKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/byok.keyvault.v1.KeyService/ShareKey',
+            byok_dot_keyvault_dot_v1_dot_key__service__pb2.ShareKeyRequest.SerializeToString,
+            byok_dot_keyvault_dot_v1_dot_key__service__pb2.ShareKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnshareKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/byok.keyvault.v1.KeyService/UnshareKey',
+            byok_dot_keyvault_dot_v1_dot_key__service__pb2.UnshareKeyRequest.SerializeToString,
+            byok_dot_keyvault_dot_v1_dot_key__service__pb2.UnshareKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListShares(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/byok.keyvault.v1.KeyService/ListShares',
+            byok_dot_keyvault_dot_v1_dot_key__service__pb2.ListSharesRequest.SerializeToString,
+            byok_dot_keyvault_dot_v1_dot_key__service__pb2.ListSharesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseOwner(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/byok.keyvault.v1.KeyService/EraseOwner',
+            byok_dot_keyvault_dot_v1_dot_key__service__pb2.EraseOwnerRequest.SerializeToString,
+            byok_dot_keyvault_dot_v1_dot_key__service__pb2.EraseOwnerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetErasure(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/byok.keyvault.v1.KeyService/GetErasure',
+            byok_dot_keyvault_dot_v1_dot_key__service__pb2.GetErasureRequest.SerializeToString,
+            byok_dot_keyvault_dot_v1_dot_key__service__pb2.GetErasureResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindDuplicates(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/byok.keyvault.v1.KeyService/FindDuplicates',
+            byok_dot_keyvault_dot_v1_dot_key__service__pb2.FindDuplicatesRequest.SerializeToString,
+            byok_dot_keyvault_dot_v1_dot_key__service__pb2.FindDuplicatesResponse.FromString,
             options,
             channel_credentials,
             insecure,

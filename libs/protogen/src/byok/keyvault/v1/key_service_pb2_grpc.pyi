@@ -14,7 +14,8 @@ GRPC_VERSION: str
 
 class KeyServiceStub:
     """Keys and bindings, for those who act for an owner. No answer holds a secret.
-    Roles: `edge`, `operator`; BindAgent: `metering`.
+    Roles: `edge`, `operator`; BindAgent: `metering`; EraseOwner and GetErasure:
+    `metering` too.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -57,10 +58,38 @@ class KeyServiceStub:
     """The public key to which a secret may be sealed before it is sent. No side
     effects.
     """
+    ShareKey: _aio.UnaryUnaryMultiCallable[_key_service_pb2.ShareKeyRequest, _key_service_pb2.ShareKeyResponse]
+    """Lets one agent of an organization use a key of that organization, or
+    changes the terms on which it may. Idempotent by `request_id`.
+    Errors: INVALID_ARGUMENT, REQUEST_ID_REUSED, PROVIDER_KEY_NOT_FOUND,
+    PROVIDER_KEY_REVOKED, AGENT_NOT_FOUND, AUDIT_UNAVAILABLE.
+    """
+    UnshareKey: _aio.UnaryUnaryMultiCallable[_key_service_pb2.UnshareKeyRequest, _key_service_pb2.UnshareKeyResponse]
+    """Ends a share. Answers like RevokeKey: after it no call of the agent starts
+    on the key. Idempotent.
+    Errors: INVALID_ARGUMENT, REQUEST_ID_REUSED, PROVIDER_KEY_NOT_FOUND,
+    SHARE_NOT_FOUND, AUDIT_UNAVAILABLE.
+    """
+    ListShares: _aio.UnaryUnaryMultiCallable[_key_service_pb2.ListSharesRequest, _key_service_pb2.ListSharesResponse]
+    """Lists the shares of a key, or those of an agent. No side effects.
+    Errors: INVALID_ARGUMENT, PROVIDER_KEY_NOT_FOUND.
+    """
+    EraseOwner: _aio.UnaryUnaryMultiCallable[_key_service_pb2.EraseOwnerRequest, _key_service_pb2.EraseOwnerResponse]
+    """Destroys all that opens the keys of one owner, at once and for good, and
+    revokes them. Idempotent.
+    Errors: INVALID_ARGUMENT, REQUEST_ID_REUSED, AUDIT_UNAVAILABLE.
+    """
+    GetErasure: _aio.UnaryUnaryMultiCallable[_key_service_pb2.GetErasureRequest, _key_service_pb2.GetErasureResponse]
+    """Reads how far an erasure has come. No side effects. Errors: ERASURE_NOT_FOUND."""
+    FindDuplicates: _aio.UnaryUnaryMultiCallable[_key_service_pb2.FindDuplicatesRequest, _key_service_pb2.FindDuplicatesResponse]
+    """Finds the keys of a principal that hold the same secret as one of theirs.
+    No side effects. Errors: PROVIDER_KEY_NOT_FOUND, PROVIDER_KEY_REVOKED.
+    """
 
 class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
     """Keys and bindings, for those who act for an owner. No answer holds a secret.
-    Roles: `edge`, `operator`; BindAgent: `metering`.
+    Roles: `edge`, `operator`; BindAgent: `metering`; EraseOwner and GetErasure:
+    `metering` too.
     """
 
     @_abc_1.abstractmethod
@@ -148,6 +177,69 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_key_service_pb2.GetSubmissionKeyResponse]:
         """The public key to which a secret may be sealed before it is sent. No side
         effects.
+        """
+
+    @_abc_1.abstractmethod
+    def ShareKey(
+        self,
+        request: _key_service_pb2.ShareKeyRequest,
+        context: _aio.ServicerContext[_key_service_pb2.ShareKeyRequest, _abc.Awaitable[_key_service_pb2.ShareKeyResponse]],
+    ) -> _abc.Awaitable[_key_service_pb2.ShareKeyResponse]:
+        """Lets one agent of an organization use a key of that organization, or
+        changes the terms on which it may. Idempotent by `request_id`.
+        Errors: INVALID_ARGUMENT, REQUEST_ID_REUSED, PROVIDER_KEY_NOT_FOUND,
+        PROVIDER_KEY_REVOKED, AGENT_NOT_FOUND, AUDIT_UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def UnshareKey(
+        self,
+        request: _key_service_pb2.UnshareKeyRequest,
+        context: _aio.ServicerContext[_key_service_pb2.UnshareKeyRequest, _abc.Awaitable[_key_service_pb2.UnshareKeyResponse]],
+    ) -> _abc.Awaitable[_key_service_pb2.UnshareKeyResponse]:
+        """Ends a share. Answers like RevokeKey: after it no call of the agent starts
+        on the key. Idempotent.
+        Errors: INVALID_ARGUMENT, REQUEST_ID_REUSED, PROVIDER_KEY_NOT_FOUND,
+        SHARE_NOT_FOUND, AUDIT_UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def ListShares(
+        self,
+        request: _key_service_pb2.ListSharesRequest,
+        context: _aio.ServicerContext[_key_service_pb2.ListSharesRequest, _abc.Awaitable[_key_service_pb2.ListSharesResponse]],
+    ) -> _abc.Awaitable[_key_service_pb2.ListSharesResponse]:
+        """Lists the shares of a key, or those of an agent. No side effects.
+        Errors: INVALID_ARGUMENT, PROVIDER_KEY_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def EraseOwner(
+        self,
+        request: _key_service_pb2.EraseOwnerRequest,
+        context: _aio.ServicerContext[_key_service_pb2.EraseOwnerRequest, _abc.Awaitable[_key_service_pb2.EraseOwnerResponse]],
+    ) -> _abc.Awaitable[_key_service_pb2.EraseOwnerResponse]:
+        """Destroys all that opens the keys of one owner, at once and for good, and
+        revokes them. Idempotent.
+        Errors: INVALID_ARGUMENT, REQUEST_ID_REUSED, AUDIT_UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def GetErasure(
+        self,
+        request: _key_service_pb2.GetErasureRequest,
+        context: _aio.ServicerContext[_key_service_pb2.GetErasureRequest, _abc.Awaitable[_key_service_pb2.GetErasureResponse]],
+    ) -> _abc.Awaitable[_key_service_pb2.GetErasureResponse]:
+        """Reads how far an erasure has come. No side effects. Errors: ERASURE_NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def FindDuplicates(
+        self,
+        request: _key_service_pb2.FindDuplicatesRequest,
+        context: _aio.ServicerContext[_key_service_pb2.FindDuplicatesRequest, _abc.Awaitable[_key_service_pb2.FindDuplicatesResponse]],
+    ) -> _abc.Awaitable[_key_service_pb2.FindDuplicatesResponse]:
+        """Finds the keys of a principal that hold the same secret as one of theirs.
+        No side effects. Errors: PROVIDER_KEY_NOT_FOUND, PROVIDER_KEY_REVOKED.
         """
 
 def add_KeyServiceServicer_to_server(servicer: KeyServiceServicer, server: _aio.Server) -> None: ...

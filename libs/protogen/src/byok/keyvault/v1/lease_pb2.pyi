@@ -67,7 +67,9 @@ class LeaseItem(_message.Message):
     REQUIRED_SPACE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def agent(self) -> Global___AgentPurpose:
-        """An operation of an agent, on a key of its owner's."""
+        """An operation of an agent, on a key of its owner's, or on one that its
+        organization shares with it.
+        """
 
     @_builtins.property
     def platform(self) -> Global___PlatformPurpose:
@@ -252,6 +254,7 @@ class Lease(_message.Message):
     BINDING_INDEX_FIELD_NUMBER: _builtins.int
     SEALED_INDEX_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.str
     """Id, a UUIDv7. Carried into the ledger."""
     key_id: _builtins.str
@@ -290,6 +293,10 @@ class Lease(_message.Message):
     def life(self) -> _duration_pb2.Duration:
         """How long it may be used, counted from the request."""
 
+    @_builtins.property
+    def share(self) -> _provider_key_pb2.KeyShare:
+        """The share that permits it; set for scope ORGANIZATION only."""
+
     def __init__(
         self,
         *,
@@ -308,10 +315,11 @@ class Lease(_message.Message):
         binding_index: _builtins.int = ...,
         sealed_index: _builtins.int = ...,
         state: _provider_key_pb2.KeyState.ValueType = ...,
+        share: _provider_key_pb2.KeyShare | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "life", b"life", "owned_by", b"owned_by"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "life", b"life", "owned_by", b"owned_by", "share", b"share"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "authority_index", b"authority_index", "binding_index", b"binding_index", "custody", b"custody", "key_id", b"key_id", "key_version", b"key_version", "lease_id", b"lease_id", "life", b"life", "mapping", b"mapping", "owned_by", b"owned_by", "owner_id", b"owner_id", "provider", b"provider", "scope", b"scope", "sealed_index", b"sealed_index", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "authority_index", b"authority_index", "binding_index", b"binding_index", "custody", b"custody", "key_id", b"key_id", "key_version", b"key_version", "lease_id", b"lease_id", "life", b"life", "mapping", b"mapping", "owned_by", b"owned_by", "owner_id", b"owner_id", "provider", b"provider", "scope", b"scope", "sealed_index", b"sealed_index", "share", b"share", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,59 +24,72 @@ _sym_db = _symbol_database.Default()
 
 from byok.keyvault.v1 import lease_pb2 as byok_dot_keyvault_dot_v1_dot_lease__pb2
 from byok.keyvault.v1 import provider_key_pb2 as byok_dot_keyvault_dot_v1_dot_provider__key__pb2
+from byok.type.v1 import embedding_space_pb2 as byok_dot_type_dot_v1_dot_embedding__space__pb2
 from byok.type.v1 import operation_pb2 as byok_dot_type_dot_v1_dot_operation__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$byok/keyvault/v1/lease_service.proto\x12\x10\x62yok.keyvault.v1\x1a\x1c\x62yok/keyvault/v1/lease.proto\x1a#byok/keyvault/v1/provider_key.proto\x1a\x1c\x62yok/type/v1/operation.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"p\n\x14\x41\x63quireLeasesRequest\x12\x0e\n\x06holder\x18\x01 \x01(\t\x12\x1c\n\x14recipient_public_key\x18\x02 \x01(\x0c\x12*\n\x05items\x18\x03 \x03(\x0b\x32\x1b.byok.keyvault.v1.LeaseItem\"r\n\x15\x41\x63quireLeasesResponse\x12.\n\x07results\x18\x01 \x03(\x0b\x32\x1d.byok.keyvault.v1.LeaseResult\x12\x15\n\rsealed_leases\x18\x02 \x01(\x0c\x12\x12\n\ndeployment\x18\x03 \x01(\t\"\x99\x02\n\x0cLeaseOutcome\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x0e\n\x06key_id\x18\x02 \x01(\t\x12\x13\n\x0bkey_version\x18\x03 \x01(\x03\x12+\n\x04kind\x18\x04 \x01(\x0e\x32\x1d.byok.keyvault.v1.OutcomeKind\x12.\n\x0bretry_after\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\toperation\x18\x06 \x01(\x0e\x32\x17.byok.type.v1.Operation\x12\r\n\x05model\x18\x07 \x01(\t\x12\x12\n\nrequest_id\x18\x08 \x01(\t\x12&\n\x03\x61ge\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\"p\n\x12LeaseOutcomeResult\x12+\n\x05state\x18\x01 \x01(\x0e\x32\x1a.byok.keyvault.v1.KeyStateH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"Y\n\x15ReportOutcomesRequest\x12\x0e\n\x06holder\x18\x01 \x01(\t\x12\x30\n\x08outcomes\x18\x02 \x03(\x0b\x32\x1e.byok.keyvault.v1.LeaseOutcome\"O\n\x16ReportOutcomesResponse\x12\x35\n\x07results\x18\x01 \x03(\x0b\x32$.byok.keyvault.v1.LeaseOutcomeResult\"\xec\x01\n\x17ReportValidationRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x08lease_id\x18\x02 \x01(\t\x12\x0e\n\x06key_id\x18\x03 \x01(\t\x12\x13\n\x0bkey_version\x18\x04 \x01(\x03\x12\x34\n\x07verdict\x18\x05 \x01(\x0e\x32#.byok.keyvault.v1.ValidationVerdict\x12\x13\n\x0b\x65xplanation\x18\x06 \x01(\t\x12\x0e\n\x06models\x18\x07 \x03(\t\x12+\n\noperations\x18\x08 \x03(\x0e\x32\x17.byok.type.v1.Operation\"F\n\x18ReportValidationResponse\x12*\n\x03key\x18\x01 \x01(\x0b\x32\x1d.byok.keyvault.v1.ProviderKey\"2\n\nWatchHello\x12\x0e\n\x06holder\x18\x01 \x01(\t\x12\x14\n\x0cresume_index\x18\x02 \x01(\x03\"!\n\tWatchPing\x12\x14\n\x0cmonotonic_ns\x18\x01 \x01(\x03\"#\n\x08WatchAck\x12\x17\n\x0f\x61uthority_index\x18\x01 \x01(\x03\"\xa9\x01\n\x15WatchAuthorityRequest\x12-\n\x05hello\x18\x01 \x01(\x0b\x32\x1c.byok.keyvault.v1.WatchHelloH\x00\x12+\n\x04ping\x18\x02 \x01(\x0b\x32\x1b.byok.keyvault.v1.WatchPingH\x00\x12)\n\x03\x61\x63k\x18\x03 \x01(\x0b\x32\x1a.byok.keyvault.v1.WatchAckH\x00\x42\t\n\x07message\"Y\n\nWatchReady\x12\x17\n\x0f\x61uthority_index\x18\x01 \x01(\x03\x12\x32\n\x0fpartition_bound\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x81\x02\n\x0f\x41uthorityChange\x12\x17\n\x0f\x61uthority_index\x18\x01 \x01(\x03\x12\x33\n\x04kind\x18\x02 \x01(\x0e\x32%.byok.keyvault.v1.AuthorityChangeKind\x12\x0e\n\x06key_id\x18\x03 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x04 \x01(\t\x12\x10\n\x08owner_id\x18\x05 \x01(\t\x12\x10\n\x08platform\x18\x06 \x01(\x08\x12)\n\x05state\x18\x07 \x01(\x0e\x32\x1a.byok.keyvault.v1.KeyState\x12/\n\x0b\x61ppend_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\":\n\tWatchEcho\x12\x14\n\x0cmonotonic_ns\x18\x01 \x01(\x03\x12\x17\n\x0f\x61uthority_index\x18\x02 \x01(\x03\";\n\rWatchDraining\x12*\n\x07\x65nds_in\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xe9\x01\n\x16WatchAuthorityResponse\x12-\n\x05ready\x18\x01 \x01(\x0b\x32\x1c.byok.keyvault.v1.WatchReadyH\x00\x12\x33\n\x06\x63hange\x18\x02 \x01(\x0b\x32!.byok.keyvault.v1.AuthorityChangeH\x00\x12+\n\x04\x65\x63ho\x18\x03 \x01(\x0b\x32\x1b.byok.keyvault.v1.WatchEchoH\x00\x12\x33\n\x08\x64raining\x18\x04 \x01(\x0b\x32\x1f.byok.keyvault.v1.WatchDrainingH\x00\x42\t\n\x07message*\x86\x03\n\x0bOutcomeKind\x12\x1c\n\x18OUTCOME_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16OUTCOME_KIND_SUCCEEDED\x10\x01\x12\x1d\n\x19OUTCOME_KIND_KEY_REJECTED\x10\x02\x12\x1a\n\x16OUTCOME_KIND_NO_CREDIT\x10\x03\x12\x1d\n\x19OUTCOME_KIND_RATE_LIMITED\x10\x04\x12 \n\x1cOUTCOME_KIND_QUOTA_EXHAUSTED\x10\x05\x12 \n\x1cOUTCOME_KIND_CONTENT_REFUSED\x10\x06\x12\x1c\n\x18OUTCOME_KIND_BAD_REQUEST\x10\x07\x12\"\n\x1eOUTCOME_KIND_MODEL_UNAVAILABLE\x10\x08\x12%\n!OUTCOME_KIND_PROVIDER_UNAVAILABLE\x10\t\x12\x1a\n\x16OUTCOME_KIND_NO_ANSWER\x10\n\x12\x1a\n\x16OUTCOME_KIND_CANCELLED\x10\x0b*\xbd\x01\n\x11ValidationVerdict\x12\"\n\x1eVALIDATION_VERDICT_UNSPECIFIED\x10\x00\x12\x1c\n\x18VALIDATION_VERDICT_VALID\x10\x01\x12\x1f\n\x1bVALIDATION_VERDICT_REJECTED\x10\x02\x12 \n\x1cVALIDATION_VERDICT_NO_CREDIT\x10\x03\x12#\n\x1fVALIDATION_VERDICT_INCONCLUSIVE\x10\x04*\xab\x02\n\x13\x41uthorityChangeKind\x12%\n!AUTHORITY_CHANGE_KIND_UNSPECIFIED\x10\x00\x12#\n\x1f\x41UTHORITY_CHANGE_KIND_KEY_ADDED\x10\x01\x12%\n!AUTHORITY_CHANGE_KIND_KEY_UPDATED\x10\x02\x12&\n\"AUTHORITY_CHANGE_KIND_KEY_REPLACED\x10\x03\x12%\n!AUTHORITY_CHANGE_KIND_KEY_REVOKED\x10\x04\x12+\n\'AUTHORITY_CHANGE_KIND_KEY_STATE_CHANGED\x10\x05\x12%\n!AUTHORITY_CHANGE_KIND_AGENT_BOUND\x10\x06\x32\xa9\x03\n\x0cLeaseService\x12`\n\rAcquireLeases\x12&.byok.keyvault.v1.AcquireLeasesRequest\x1a\'.byok.keyvault.v1.AcquireLeasesResponse\x12\x63\n\x0eReportOutcomes\x12\'.byok.keyvault.v1.ReportOutcomesRequest\x1a(.byok.keyvault.v1.ReportOutcomesResponse\x12i\n\x10ReportValidation\x12).byok.keyvault.v1.ReportValidationRequest\x1a*.byok.keyvault.v1.ReportValidationResponse\x12g\n\x0eWatchAuthority\x12\'.byok.keyvault.v1.WatchAuthorityRequest\x1a(.byok.keyvault.v1.WatchAuthorityResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$byok/keyvault/v1/lease_service.proto\x12\x10\x62yok.keyvault.v1\x1a\x1c\x62yok/keyvault/v1/lease.proto\x1a#byok/keyvault/v1/provider_key.proto\x1a\"byok/type/v1/embedding_space.proto\x1a\x1c\x62yok/type/v1/operation.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"p\n\x14\x41\x63quireLeasesRequest\x12\x0e\n\x06holder\x18\x01 \x01(\t\x12\x1c\n\x14recipient_public_key\x18\x02 \x01(\x0c\x12*\n\x05items\x18\x03 \x03(\x0b\x32\x1b.byok.keyvault.v1.LeaseItem\"r\n\x15\x41\x63quireLeasesResponse\x12.\n\x07results\x18\x01 \x03(\x0b\x32\x1d.byok.keyvault.v1.LeaseResult\x12\x15\n\rsealed_leases\x18\x02 \x01(\x0c\x12\x12\n\ndeployment\x18\x03 \x01(\t\"\x99\x02\n\x0cLeaseOutcome\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x0e\n\x06key_id\x18\x02 \x01(\t\x12\x13\n\x0bkey_version\x18\x03 \x01(\x03\x12+\n\x04kind\x18\x04 \x01(\x0e\x32\x1d.byok.keyvault.v1.OutcomeKind\x12.\n\x0bretry_after\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\toperation\x18\x06 \x01(\x0e\x32\x17.byok.type.v1.Operation\x12\r\n\x05model\x18\x07 \x01(\t\x12\x12\n\nrequest_id\x18\x08 \x01(\t\x12&\n\x03\x61ge\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\"p\n\x12LeaseOutcomeResult\x12+\n\x05state\x18\x01 \x01(\x0e\x32\x1a.byok.keyvault.v1.KeyStateH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"Y\n\x15ReportOutcomesRequest\x12\x0e\n\x06holder\x18\x01 \x01(\t\x12\x30\n\x08outcomes\x18\x02 \x03(\x0b\x32\x1e.byok.keyvault.v1.LeaseOutcome\"O\n\x16ReportOutcomesResponse\x12\x35\n\x07results\x18\x01 \x03(\x0b\x32$.byok.keyvault.v1.LeaseOutcomeResult\"\xfc\x01\n\x17ReportValidationRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x08lease_id\x18\x02 \x01(\t\x12\x0e\n\x06key_id\x18\x03 \x01(\t\x12\x13\n\x0bkey_version\x18\x04 \x01(\x03\x12\x34\n\x07verdict\x18\x05 \x01(\x0e\x32#.byok.keyvault.v1.ValidationVerdict\x12\x13\n\x0b\x65xplanation\x18\x06 \x01(\t\x12\x0e\n\x06models\x18\x07 \x03(\t\x12+\n\noperations\x18\x08 \x03(\x0e\x32\x17.byok.type.v1.Operation\x12\x0e\n\x06holder\x18\t \x01(\t\"F\n\x18ReportValidationResponse\x12*\n\x03key\x18\x01 \x01(\x0b\x32\x1d.byok.keyvault.v1.ProviderKey\"2\n\nWatchHello\x12\x0e\n\x06holder\x18\x01 \x01(\t\x12\x14\n\x0cresume_index\x18\x02 \x01(\x03\"!\n\tWatchPing\x12\x14\n\x0cmonotonic_ns\x18\x01 \x01(\x03\"#\n\x08WatchAck\x12\x17\n\x0f\x61uthority_index\x18\x01 \x01(\x03\"\xa9\x01\n\x15WatchAuthorityRequest\x12-\n\x05hello\x18\x01 \x01(\x0b\x32\x1c.byok.keyvault.v1.WatchHelloH\x00\x12+\n\x04ping\x18\x02 \x01(\x0b\x32\x1b.byok.keyvault.v1.WatchPingH\x00\x12)\n\x03\x61\x63k\x18\x03 \x01(\x0b\x32\x1a.byok.keyvault.v1.WatchAckH\x00\x42\t\n\x07message\"Y\n\nWatchReady\x12\x17\n\x0f\x61uthority_index\x18\x01 \x01(\x03\x12\x32\n\x0fpartition_bound\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x81\x02\n\x0f\x41uthorityChange\x12\x17\n\x0f\x61uthority_index\x18\x01 \x01(\x03\x12\x33\n\x04kind\x18\x02 \x01(\x0e\x32%.byok.keyvault.v1.AuthorityChangeKind\x12\x0e\n\x06key_id\x18\x03 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x04 \x01(\t\x12\x10\n\x08owner_id\x18\x05 \x01(\t\x12\x10\n\x08platform\x18\x06 \x01(\x08\x12)\n\x05state\x18\x07 \x01(\x0e\x32\x1a.byok.keyvault.v1.KeyState\x12/\n\x0b\x61ppend_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\":\n\tWatchEcho\x12\x14\n\x0cmonotonic_ns\x18\x01 \x01(\x03\x12\x17\n\x0f\x61uthority_index\x18\x02 \x01(\x03\";\n\rWatchDraining\x12*\n\x07\x65nds_in\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xe9\x01\n\x16WatchAuthorityResponse\x12-\n\x05ready\x18\x01 \x01(\x0b\x32\x1c.byok.keyvault.v1.WatchReadyH\x00\x12\x33\n\x06\x63hange\x18\x02 \x01(\x0b\x32!.byok.keyvault.v1.AuthorityChangeH\x00\x12+\n\x04\x65\x63ho\x18\x03 \x01(\x0b\x32\x1b.byok.keyvault.v1.WatchEchoH\x00\x12\x33\n\x08\x64raining\x18\x04 \x01(\x0b\x32\x1f.byok.keyvault.v1.WatchDrainingH\x00\x42\t\n\x07message\"|\n\x15ListCandidatesRequest\x12-\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x1e.byok.keyvault.v1.AgentPurpose\x12\x34\n\x0erequired_space\x18\x02 \x01(\x0b\x32\x1c.byok.type.v1.EmbeddingSpace\"\x9c\x01\n\x0eLeaseCandidate\x12*\n\x03key\x18\x01 \x01(\x0b\x32\x1d.byok.keyvault.v1.ProviderKey\x12\x33\n\x07verdict\x18\x02 \x01(\x0e\x32\".byok.keyvault.v1.CandidateVerdict\x12)\n\x05share\x18\x03 \x01(\x0b\x32\x1a.byok.keyvault.v1.KeyShare\"\x98\x01\n\x16ListCandidatesResponse\x12\x34\n\ncandidates\x18\x01 \x03(\x0b\x32 .byok.keyvault.v1.LeaseCandidate\x12/\n\x07\x62inding\x18\x02 \x01(\x0b\x32\x1e.byok.keyvault.v1.AgentBinding\x12\x17\n\x0f\x61uthority_index\x18\x03 \x01(\x03\"t\n\x1d\x43laimKeysForValidationRequest\x12\x0e\n\x06holder\x18\x01 \x01(\t\x12\x1c\n\x14recipient_public_key\x18\x02 \x01(\x0c\x12\x12\n\nclaims_max\x18\x03 \x01(\x05\x12\x11\n\tproviders\x18\x04 \x03(\t\"\xab\x01\n\x1e\x43laimKeysForValidationResponse\x12.\n\x07results\x18\x01 \x03(\x0b\x32\x1d.byok.keyvault.v1.LeaseResult\x12\x15\n\rsealed_leases\x18\x02 \x01(\x0c\x12\x12\n\ndeployment\x18\x03 \x01(\t\x12.\n\x0bretry_after\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration*\x86\x03\n\x0bOutcomeKind\x12\x1c\n\x18OUTCOME_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16OUTCOME_KIND_SUCCEEDED\x10\x01\x12\x1d\n\x19OUTCOME_KIND_KEY_REJECTED\x10\x02\x12\x1a\n\x16OUTCOME_KIND_NO_CREDIT\x10\x03\x12\x1d\n\x19OUTCOME_KIND_RATE_LIMITED\x10\x04\x12 \n\x1cOUTCOME_KIND_QUOTA_EXHAUSTED\x10\x05\x12 \n\x1cOUTCOME_KIND_CONTENT_REFUSED\x10\x06\x12\x1c\n\x18OUTCOME_KIND_BAD_REQUEST\x10\x07\x12\"\n\x1eOUTCOME_KIND_MODEL_UNAVAILABLE\x10\x08\x12%\n!OUTCOME_KIND_PROVIDER_UNAVAILABLE\x10\t\x12\x1a\n\x16OUTCOME_KIND_NO_ANSWER\x10\n\x12\x1a\n\x16OUTCOME_KIND_CANCELLED\x10\x0b*\xbd\x01\n\x11ValidationVerdict\x12\"\n\x1eVALIDATION_VERDICT_UNSPECIFIED\x10\x00\x12\x1c\n\x18VALIDATION_VERDICT_VALID\x10\x01\x12\x1f\n\x1bVALIDATION_VERDICT_REJECTED\x10\x02\x12 \n\x1cVALIDATION_VERDICT_NO_CREDIT\x10\x03\x12#\n\x1fVALIDATION_VERDICT_INCONCLUSIVE\x10\x04*\xa2\x03\n\x13\x41uthorityChangeKind\x12%\n!AUTHORITY_CHANGE_KIND_UNSPECIFIED\x10\x00\x12#\n\x1f\x41UTHORITY_CHANGE_KIND_KEY_ADDED\x10\x01\x12%\n!AUTHORITY_CHANGE_KIND_KEY_UPDATED\x10\x02\x12&\n\"AUTHORITY_CHANGE_KIND_KEY_REPLACED\x10\x03\x12%\n!AUTHORITY_CHANGE_KIND_KEY_REVOKED\x10\x04\x12+\n\'AUTHORITY_CHANGE_KIND_KEY_STATE_CHANGED\x10\x05\x12%\n!AUTHORITY_CHANGE_KIND_AGENT_BOUND\x10\x06\x12$\n AUTHORITY_CHANGE_KIND_KEY_SHARED\x10\x07\x12&\n\"AUTHORITY_CHANGE_KIND_KEY_UNSHARED\x10\x08\x12\'\n#AUTHORITY_CHANGE_KIND_HALTS_CHANGED\x10\t*\xe0\x01\n\x10\x43\x61ndidateVerdict\x12!\n\x1d\x43\x41NDIDATE_VERDICT_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x43\x41NDIDATE_VERDICT_USABLE\x10\x01\x12\"\n\x1e\x43\x41NDIDATE_VERDICT_CANNOT_SERVE\x10\x02\x12!\n\x1d\x43\x41NDIDATE_VERDICT_NOT_WORKING\x10\x03\x12\"\n\x1e\x43\x41NDIDATE_VERDICT_COOLING_DOWN\x10\x04\x12 \n\x1c\x43\x41NDIDATE_VERDICT_NOT_SHARED\x10\x05\x32\x8b\x05\n\x0cLeaseService\x12`\n\rAcquireLeases\x12&.byok.keyvault.v1.AcquireLeasesRequest\x1a\'.byok.keyvault.v1.AcquireLeasesResponse\x12\x63\n\x0eListCandidates\x12\'.byok.keyvault.v1.ListCandidatesRequest\x1a(.byok.keyvault.v1.ListCandidatesResponse\x12{\n\x16\x43laimKeysForValidation\x12/.byok.keyvault.v1.ClaimKeysForValidationRequest\x1a\x30.byok.keyvault.v1.ClaimKeysForValidationResponse\x12\x63\n\x0eReportOutcomes\x12\'.byok.keyvault.v1.ReportOutcomesRequest\x1a(.byok.keyvault.v1.ReportOutcomesResponse\x12i\n\x10ReportValidation\x12).byok.keyvault.v1.ReportValidationRequest\x1a*.byok.keyvault.v1.ReportValidationResponse\x12g\n\x0eWatchAuthority\x12\'.byok.keyvault.v1.WatchAuthorityRequest\x1a(.byok.keyvault.v1.WatchAuthorityResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'byok.keyvault.v1.lease_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OUTCOMEKIND']._serialized_start=2361
-  _globals['_OUTCOMEKIND']._serialized_end=2751
-  _globals['_VALIDATIONVERDICT']._serialized_start=2754
-  _globals['_VALIDATIONVERDICT']._serialized_end=2943
-  _globals['_AUTHORITYCHANGEKIND']._serialized_start=2946
-  _globals['_AUTHORITYCHANGEKIND']._serialized_end=3245
-  _globals['_ACQUIRELEASESREQUEST']._serialized_start=245
-  _globals['_ACQUIRELEASESREQUEST']._serialized_end=357
-  _globals['_ACQUIRELEASESRESPONSE']._serialized_start=359
-  _globals['_ACQUIRELEASESRESPONSE']._serialized_end=473
-  _globals['_LEASEOUTCOME']._serialized_start=476
-  _globals['_LEASEOUTCOME']._serialized_end=757
-  _globals['_LEASEOUTCOMERESULT']._serialized_start=759
-  _globals['_LEASEOUTCOMERESULT']._serialized_end=871
-  _globals['_REPORTOUTCOMESREQUEST']._serialized_start=873
-  _globals['_REPORTOUTCOMESREQUEST']._serialized_end=962
-  _globals['_REPORTOUTCOMESRESPONSE']._serialized_start=964
-  _globals['_REPORTOUTCOMESRESPONSE']._serialized_end=1043
-  _globals['_REPORTVALIDATIONREQUEST']._serialized_start=1046
-  _globals['_REPORTVALIDATIONREQUEST']._serialized_end=1282
-  _globals['_REPORTVALIDATIONRESPONSE']._serialized_start=1284
-  _globals['_REPORTVALIDATIONRESPONSE']._serialized_end=1354
-  _globals['_WATCHHELLO']._serialized_start=1356
-  _globals['_WATCHHELLO']._serialized_end=1406
-  _globals['_WATCHPING']._serialized_start=1408
-  _globals['_WATCHPING']._serialized_end=1441
-  _globals['_WATCHACK']._serialized_start=1443
-  _globals['_WATCHACK']._serialized_end=1478
-  _globals['_WATCHAUTHORITYREQUEST']._serialized_start=1481
-  _globals['_WATCHAUTHORITYREQUEST']._serialized_end=1650
-  _globals['_WATCHREADY']._serialized_start=1652
-  _globals['_WATCHREADY']._serialized_end=1741
-  _globals['_AUTHORITYCHANGE']._serialized_start=1744
-  _globals['_AUTHORITYCHANGE']._serialized_end=2001
-  _globals['_WATCHECHO']._serialized_start=2003
-  _globals['_WATCHECHO']._serialized_end=2061
-  _globals['_WATCHDRAINING']._serialized_start=2063
-  _globals['_WATCHDRAINING']._serialized_end=2122
-  _globals['_WATCHAUTHORITYRESPONSE']._serialized_start=2125
-  _globals['_WATCHAUTHORITYRESPONSE']._serialized_end=2358
-  _globals['_LEASESERVICE']._serialized_start=3248
-  _globals['_LEASESERVICE']._serialized_end=3673
+  _globals['_OUTCOMEKIND']._serialized_start=3145
+  _globals['_OUTCOMEKIND']._serialized_end=3535
+  _globals['_VALIDATIONVERDICT']._serialized_start=3538
+  _globals['_VALIDATIONVERDICT']._serialized_end=3727
+  _globals['_AUTHORITYCHANGEKIND']._serialized_start=3730
+  _globals['_AUTHORITYCHANGEKIND']._serialized_end=4148
+  _globals['_CANDIDATEVERDICT']._serialized_start=4151
+  _globals['_CANDIDATEVERDICT']._serialized_end=4375
+  _globals['_ACQUIRELEASESREQUEST']._serialized_start=281
+  _globals['_ACQUIRELEASESREQUEST']._serialized_end=393
+  _globals['_ACQUIRELEASESRESPONSE']._serialized_start=395
+  _globals['_ACQUIRELEASESRESPONSE']._serialized_end=509
+  _globals['_LEASEOUTCOME']._serialized_start=512
+  _globals['_LEASEOUTCOME']._serialized_end=793
+  _globals['_LEASEOUTCOMERESULT']._serialized_start=795
+  _globals['_LEASEOUTCOMERESULT']._serialized_end=907
+  _globals['_REPORTOUTCOMESREQUEST']._serialized_start=909
+  _globals['_REPORTOUTCOMESREQUEST']._serialized_end=998
+  _globals['_REPORTOUTCOMESRESPONSE']._serialized_start=1000
+  _globals['_REPORTOUTCOMESRESPONSE']._serialized_end=1079
+  _globals['_REPORTVALIDATIONREQUEST']._serialized_start=1082
+  _globals['_REPORTVALIDATIONREQUEST']._serialized_end=1334
+  _globals['_REPORTVALIDATIONRESPONSE']._serialized_start=1336
+  _globals['_REPORTVALIDATIONRESPONSE']._serialized_end=1406
+  _globals['_WATCHHELLO']._serialized_start=1408
+  _globals['_WATCHHELLO']._serialized_end=1458
+  _globals['_WATCHPING']._serialized_start=1460
+  _globals['_WATCHPING']._serialized_end=1493
+  _globals['_WATCHACK']._serialized_start=1495
+  _globals['_WATCHACK']._serialized_end=1530
+  _globals['_WATCHAUTHORITYREQUEST']._serialized_start=1533
+  _globals['_WATCHAUTHORITYREQUEST']._serialized_end=1702
+  _globals['_WATCHREADY']._serialized_start=1704
+  _globals['_WATCHREADY']._serialized_end=1793
+  _globals['_AUTHORITYCHANGE']._serialized_start=1796
+  _globals['_AUTHORITYCHANGE']._serialized_end=2053
+  _globals['_WATCHECHO']._serialized_start=2055
+  _globals['_WATCHECHO']._serialized_end=2113
+  _globals['_WATCHDRAINING']._serialized_start=2115
+  _globals['_WATCHDRAINING']._serialized_end=2174
+  _globals['_WATCHAUTHORITYRESPONSE']._serialized_start=2177
+  _globals['_WATCHAUTHORITYRESPONSE']._serialized_end=2410
+  _globals['_LISTCANDIDATESREQUEST']._serialized_start=2412
+  _globals['_LISTCANDIDATESREQUEST']._serialized_end=2536
+  _globals['_LEASECANDIDATE']._serialized_start=2539
+  _globals['_LEASECANDIDATE']._serialized_end=2695
+  _globals['_LISTCANDIDATESRESPONSE']._serialized_start=2698
+  _globals['_LISTCANDIDATESRESPONSE']._serialized_end=2850
+  _globals['_CLAIMKEYSFORVALIDATIONREQUEST']._serialized_start=2852
+  _globals['_CLAIMKEYSFORVALIDATIONREQUEST']._serialized_end=2968
+  _globals['_CLAIMKEYSFORVALIDATIONRESPONSE']._serialized_start=2971
+  _globals['_CLAIMKEYSFORVALIDATIONRESPONSE']._serialized_end=3142
+  _globals['_LEASESERVICE']._serialized_start=4378
+  _globals['_LEASESERVICE']._serialized_end=5029
 # @@protoc_insertion_point(module_scope)

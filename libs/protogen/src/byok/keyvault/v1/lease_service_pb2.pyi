@@ -5,6 +5,7 @@ isort:skip_file
 
 from byok.keyvault.v1 import lease_pb2 as _lease_pb2
 from byok.keyvault.v1 import provider_key_pb2 as _provider_key_pb2
+from byok.type.v1 import embedding_space_pb2 as _embedding_space_pb2
 from byok.type.v1 import operation_pb2 as _operation_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
@@ -137,6 +138,12 @@ class _AuthorityChangeKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_A
     """A key's state or cool-down changed."""
     AUTHORITY_CHANGE_KIND_AGENT_BOUND: _AuthorityChangeKind.ValueType  # 6
     """An agent was bound or moved."""
+    AUTHORITY_CHANGE_KIND_KEY_SHARED: _AuthorityChangeKind.ValueType  # 7
+    """A key was shared with an agent, or the terms of a share changed."""
+    AUTHORITY_CHANGE_KIND_KEY_UNSHARED: _AuthorityChangeKind.ValueType  # 8
+    """A share ended."""
+    AUTHORITY_CHANGE_KIND_HALTS_CHANGED: _AuthorityChangeKind.ValueType  # 9
+    """A scope was halted or resumed; everything that is cached ends."""
 
 class AuthorityChangeKind(_AuthorityChangeKind, metaclass=_AuthorityChangeKindEnumTypeWrapper):
     """What changed."""
@@ -155,7 +162,49 @@ AUTHORITY_CHANGE_KIND_KEY_STATE_CHANGED: AuthorityChangeKind.ValueType  # 5
 """A key's state or cool-down changed."""
 AUTHORITY_CHANGE_KIND_AGENT_BOUND: AuthorityChangeKind.ValueType  # 6
 """An agent was bound or moved."""
+AUTHORITY_CHANGE_KIND_KEY_SHARED: AuthorityChangeKind.ValueType  # 7
+"""A key was shared with an agent, or the terms of a share changed."""
+AUTHORITY_CHANGE_KIND_KEY_UNSHARED: AuthorityChangeKind.ValueType  # 8
+"""A share ended."""
+AUTHORITY_CHANGE_KIND_HALTS_CHANGED: AuthorityChangeKind.ValueType  # 9
+"""A scope was halted or resumed; everything that is cached ends."""
 Global___AuthorityChangeKind: _TypeAlias = AuthorityChangeKind  # noqa: Y015
+
+class _CandidateVerdict:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CandidateVerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CandidateVerdict.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CANDIDATE_VERDICT_UNSPECIFIED: _CandidateVerdict.ValueType  # 0
+    """Not set. Never answered."""
+    CANDIDATE_VERDICT_USABLE: _CandidateVerdict.ValueType  # 1
+    """It would be leased."""
+    CANDIDATE_VERDICT_CANNOT_SERVE: _CandidateVerdict.ValueType  # 2
+    """Its mapping and provider cannot do the operation."""
+    CANDIDATE_VERDICT_NOT_WORKING: _CandidateVerdict.ValueType  # 3
+    """Its state forbids it."""
+    CANDIDATE_VERDICT_COOLING_DOWN: _CandidateVerdict.ValueType  # 4
+    """It is cooling down."""
+    CANDIDATE_VERDICT_NOT_SHARED: _CandidateVerdict.ValueType  # 5
+    """The share does not cover the operation."""
+
+class CandidateVerdict(_CandidateVerdict, metaclass=_CandidateVerdictEnumTypeWrapper):
+    """Why a key would be passed over."""
+
+CANDIDATE_VERDICT_UNSPECIFIED: CandidateVerdict.ValueType  # 0
+"""Not set. Never answered."""
+CANDIDATE_VERDICT_USABLE: CandidateVerdict.ValueType  # 1
+"""It would be leased."""
+CANDIDATE_VERDICT_CANNOT_SERVE: CandidateVerdict.ValueType  # 2
+"""Its mapping and provider cannot do the operation."""
+CANDIDATE_VERDICT_NOT_WORKING: CandidateVerdict.ValueType  # 3
+"""Its state forbids it."""
+CANDIDATE_VERDICT_COOLING_DOWN: CandidateVerdict.ValueType  # 4
+"""It is cooling down."""
+CANDIDATE_VERDICT_NOT_SHARED: CandidateVerdict.ValueType  # 5
+"""The share does not cover the operation."""
+Global___CandidateVerdict: _TypeAlias = CandidateVerdict  # noqa: Y015
 
 @_typing.final
 class AcquireLeasesRequest(_message.Message):
@@ -241,7 +290,7 @@ class LeaseOutcome(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     AGE_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.str
-    """The lease. Required."""
+    """The lease. Required: one that this holder was granted on this key version."""
     key_id: _builtins.str
     """Its key. Required."""
     key_version: _builtins.int
@@ -379,6 +428,7 @@ class ReportValidationRequest(_message.Message):
     EXPLANATION_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
     OPERATIONS_FIELD_NUMBER: _builtins.int
+    HOLDER_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """UUIDv7. Required."""
     lease_id: _builtins.str
@@ -391,6 +441,8 @@ class ReportValidationRequest(_message.Message):
     """What was found. Required."""
     explanation: _builtins.str
     """In words for the owner; never the provider's own body. At most 500 characters."""
+    holder: _builtins.str
+    """Which Router process reports: the one that was granted the lease. Required."""
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Models that the key can use. At most 500."""
@@ -410,10 +462,11 @@ class ReportValidationRequest(_message.Message):
         explanation: _builtins.str = ...,
         models: _abc.Iterable[_builtins.str] | None = ...,
         operations: _abc.Iterable[_operation_pb2.Operation.ValueType] | None = ...,
+        holder: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation", "key_id", b"key_id", "key_version", b"key_version", "lease_id", b"lease_id", "models", b"models", "operations", b"operations", "request_id", b"request_id", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation", "holder", b"holder", "key_id", b"key_id", "key_version", b"key_version", "lease_id", b"lease_id", "models", b"models", "operations", b"operations", "request_id", b"request_id", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -726,3 +779,175 @@ class WatchAuthorityResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___WatchAuthorityResponse: _TypeAlias = WatchAuthorityResponse  # noqa: Y015
+
+@_typing.final
+class ListCandidatesRequest(_message.Message):
+    """Request of ListCandidates."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENT_FIELD_NUMBER: _builtins.int
+    REQUIRED_SPACE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def agent(self) -> _lease_pb2.AgentPurpose:
+        """For what. Required."""
+
+    @_builtins.property
+    def required_space(self) -> _embedding_space_pb2.EmbeddingSpace:
+        """Only keys whose mapping or default serves this space, if set."""
+
+    def __init__(
+        self,
+        *,
+        agent: _lease_pb2.AgentPurpose | None = ...,
+        required_space: _embedding_space_pb2.EmbeddingSpace | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "required_space", b"required_space"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "required_space", b"required_space"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCandidatesRequest: _TypeAlias = ListCandidatesRequest  # noqa: Y015
+
+@_typing.final
+class LeaseCandidate(_message.Message):
+    """One key that an operation could use."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    verdict: Global___CandidateVerdict.ValueType
+    """Whether it would be leased."""
+    @_builtins.property
+    def key(self) -> _provider_key_pb2.ProviderKey:
+        """The key, without its secret."""
+
+    @_builtins.property
+    def share(self) -> _provider_key_pb2.KeyShare:
+        """The share, for scope ORGANIZATION."""
+
+    def __init__(
+        self,
+        *,
+        key: _provider_key_pb2.ProviderKey | None = ...,
+        verdict: Global___CandidateVerdict.ValueType = ...,
+        share: _provider_key_pb2.KeyShare | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "share", b"share"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "share", b"share", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseCandidate: _TypeAlias = LeaseCandidate  # noqa: Y015
+
+@_typing.final
+class ListCandidatesResponse(_message.Message):
+    """Response of ListCandidates."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    BINDING_FIELD_NUMBER: _builtins.int
+    AUTHORITY_INDEX_FIELD_NUMBER: _builtins.int
+    authority_index: _builtins.int
+    """Authority index at which this was so."""
+    @_builtins.property
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeaseCandidate]:
+        """In the order in which they are tried."""
+
+    @_builtins.property
+    def binding(self) -> _provider_key_pb2.AgentBinding:
+        """The agent's binding."""
+
+    def __init__(
+        self,
+        *,
+        candidates: _abc.Iterable[Global___LeaseCandidate] | None = ...,
+        binding: _provider_key_pb2.AgentBinding | None = ...,
+        authority_index: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["binding", b"binding"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority_index", b"authority_index", "binding", b"binding", "candidates", b"candidates"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCandidatesResponse: _TypeAlias = ListCandidatesResponse  # noqa: Y015
+
+@_typing.final
+class ClaimKeysForValidationRequest(_message.Message):
+    """Request of ClaimKeysForValidation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOLDER_FIELD_NUMBER: _builtins.int
+    RECIPIENT_PUBLIC_KEY_FIELD_NUMBER: _builtins.int
+    CLAIMS_MAX_FIELD_NUMBER: _builtins.int
+    PROVIDERS_FIELD_NUMBER: _builtins.int
+    holder: _builtins.str
+    """Which Router process claims. Required."""
+    recipient_public_key: _builtins.bytes
+    """Raw X25519 public key of that process, 32 bytes. Required."""
+    claims_max: _builtins.int
+    """At most this many; 16 by default, 64 at most."""
+    @_builtins.property
+    def providers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only keys of these providers, if any are named."""
+
+    def __init__(
+        self,
+        *,
+        holder: _builtins.str = ...,
+        recipient_public_key: _builtins.bytes = ...,
+        claims_max: _builtins.int = ...,
+        providers: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claims_max", b"claims_max", "holder", b"holder", "providers", b"providers", "recipient_public_key", b"recipient_public_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClaimKeysForValidationRequest: _TypeAlias = ClaimKeysForValidationRequest  # noqa: Y015
+
+@_typing.final
+class ClaimKeysForValidationResponse(_message.Message):
+    """Response of ClaimKeysForValidation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    SEALED_LEASES_FIELD_NUMBER: _builtins.int
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_FIELD_NUMBER: _builtins.int
+    sealed_leases: _builtins.bytes
+    """As in AcquireLeasesResponse."""
+    deployment: _builtins.str
+    """Name of the deployment, which is part of `info`."""
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[_lease_pb2.LeaseResult]:
+        """One lease for each claimed key, as in AcquireLeases."""
+
+    @_builtins.property
+    def retry_after(self) -> _duration_pb2.Duration:
+        """When it is worth asking again."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[_lease_pb2.LeaseResult] | None = ...,
+        sealed_leases: _builtins.bytes = ...,
+        deployment: _builtins.str = ...,
+        retry_after: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retry_after", b"retry_after"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "results", b"results", "retry_after", b"retry_after", "sealed_leases", b"sealed_leases"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClaimKeysForValidationResponse: _TypeAlias = ClaimKeysForValidationResponse  # noqa: Y015

@@ -40,6 +40,16 @@ class LeaseServiceStub:
                 request_serializer=byok_dot_keyvault_dot_v1_dot_lease__service__pb2.AcquireLeasesRequest.SerializeToString,
                 response_deserializer=byok_dot_keyvault_dot_v1_dot_lease__service__pb2.AcquireLeasesResponse.FromString,
                 _registered_method=True)
+        self.ListCandidates = channel.unary_unary(
+                '/byok.keyvault.v1.LeaseService/ListCandidates',
+                request_serializer=byok_dot_keyvault_dot_v1_dot_lease__service__pb2.ListCandidatesRequest.SerializeToString,
+                response_deserializer=byok_dot_keyvault_dot_v1_dot_lease__service__pb2.ListCandidatesResponse.FromString,
+                _registered_method=True)
+        self.ClaimKeysForValidation = channel.unary_unary(
+                '/byok.keyvault.v1.LeaseService/ClaimKeysForValidation',
+                request_serializer=byok_dot_keyvault_dot_v1_dot_lease__service__pb2.ClaimKeysForValidationRequest.SerializeToString,
+                response_deserializer=byok_dot_keyvault_dot_v1_dot_lease__service__pb2.ClaimKeysForValidationResponse.FromString,
+                _registered_method=True)
         self.ReportOutcomes = channel.unary_unary(
                 '/byok.keyvault.v1.LeaseService/ReportOutcomes',
                 request_serializer=byok_dot_keyvault_dot_v1_dot_lease__service__pb2.ReportOutcomesRequest.SerializeToString,
@@ -65,9 +75,29 @@ class LeaseServiceServicer:
         """Leases keys, each picked by KeyVault and recorded in the audit log before
         the answer leaves. Not idempotent: a retry is a new lease and a new entry.
         Errors of an item: AGENT_NOT_FOUND, PROVIDER_KEY_NOT_FOUND,
-        PROVIDER_KEY_REVOKED, ENVELOPE_CORRUPT, AUTHORITY_CORRUPT,
+        PROVIDER_KEY_REVOKED, HALTED, ENVELOPE_CORRUPT, AUTHORITY_CORRUPT,
         KEK_UNAVAILABLE, OVERLOADED. Errors of the call: INVALID_ARGUMENT,
         AUDIT_UNAVAILABLE, OVERLOADED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListCandidates(self, request, context):
+        """Lists the keys that could serve an agent's operation, in the order in which
+        they are tried, and why each would be passed over. No secret, no lease, no
+        side effects. Errors: INVALID_ARGUMENT, AGENT_NOT_FOUND, HALTED,
+        AUTHORITY_CORRUPT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ClaimKeysForValidation(self, request, context):
+        """Claims keys that are due for a test call, and leases each for it. A claim
+        that is not followed by ReportValidation ends by itself. Not idempotent: a
+        retry claims others. Errors: INVALID_ARGUMENT, AUDIT_UNAVAILABLE,
+        OVERLOADED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -106,6 +136,16 @@ def add_LeaseServiceServicer_to_server(servicer, server):
                     servicer.AcquireLeases,
                     request_deserializer=byok_dot_keyvault_dot_v1_dot_lease__service__pb2.AcquireLeasesRequest.FromString,
                     response_serializer=byok_dot_keyvault_dot_v1_dot_lease__service__pb2.AcquireLeasesResponse.SerializeToString,
+            ),
+            'ListCandidates': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCandidates,
+                    request_deserializer=byok_dot_keyvault_dot_v1_dot_lease__service__pb2.ListCandidatesRequest.FromString,
+                    response_serializer=byok_dot_keyvault_dot_v1_dot_lease__service__pb2.ListCandidatesResponse.SerializeToString,
+            ),
+            'ClaimKeysForValidation': grpc.unary_unary_rpc_method_handler(
+                    servicer.ClaimKeysForValidation,
+                    request_deserializer=byok_dot_keyvault_dot_v1_dot_lease__service__pb2.ClaimKeysForValidationRequest.FromString,
+                    response_serializer=byok_dot_keyvault_dot_v1_dot_lease__service__pb2.ClaimKeysForValidationResponse.SerializeToString,
             ),
             'ReportOutcomes': grpc.unary_unary_rpc_method_handler(
                     servicer.ReportOutcomes,
@@ -151,6 +191,60 @@ class LeaseService:
             '/byok.keyvault.v1.LeaseService/AcquireLeases',
             byok_dot_keyvault_dot_v1_dot_lease__service__pb2.AcquireLeasesRequest.SerializeToString,
             byok_dot_keyvault_dot_v1_dot_lease__service__pb2.AcquireLeasesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCandidates(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/byok.keyvault.v1.LeaseService/ListCandidates',
+            byok_dot_keyvault_dot_v1_dot_lease__service__pb2.ListCandidatesRequest.SerializeToString,
+            byok_dot_keyvault_dot_v1_dot_lease__service__pb2.ListCandidatesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClaimKeysForValidation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/byok.keyvault.v1.LeaseService/ClaimKeysForValidation',
+            byok_dot_keyvault_dot_v1_dot_lease__service__pb2.ClaimKeysForValidationRequest.SerializeToString,
+            byok_dot_keyvault_dot_v1_dot_lease__service__pb2.ClaimKeysForValidationResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -20,9 +20,21 @@ class LeaseServiceStub:
     """Leases keys, each picked by KeyVault and recorded in the audit log before
     the answer leaves. Not idempotent: a retry is a new lease and a new entry.
     Errors of an item: AGENT_NOT_FOUND, PROVIDER_KEY_NOT_FOUND,
-    PROVIDER_KEY_REVOKED, ENVELOPE_CORRUPT, AUTHORITY_CORRUPT,
+    PROVIDER_KEY_REVOKED, HALTED, ENVELOPE_CORRUPT, AUTHORITY_CORRUPT,
     KEK_UNAVAILABLE, OVERLOADED. Errors of the call: INVALID_ARGUMENT,
     AUDIT_UNAVAILABLE, OVERLOADED.
+    """
+    ListCandidates: _aio.UnaryUnaryMultiCallable[_lease_service_pb2.ListCandidatesRequest, _lease_service_pb2.ListCandidatesResponse]
+    """Lists the keys that could serve an agent's operation, in the order in which
+    they are tried, and why each would be passed over. No secret, no lease, no
+    side effects. Errors: INVALID_ARGUMENT, AGENT_NOT_FOUND, HALTED,
+    AUTHORITY_CORRUPT.
+    """
+    ClaimKeysForValidation: _aio.UnaryUnaryMultiCallable[_lease_service_pb2.ClaimKeysForValidationRequest, _lease_service_pb2.ClaimKeysForValidationResponse]
+    """Claims keys that are due for a test call, and leases each for it. A claim
+    that is not followed by ReportValidation ends by itself. Not idempotent: a
+    retry claims others. Errors: INVALID_ARGUMENT, AUDIT_UNAVAILABLE,
+    OVERLOADED.
     """
     ReportOutcomes: _aio.UnaryUnaryMultiCallable[_lease_service_pb2.ReportOutcomesRequest, _lease_service_pb2.ReportOutcomesResponse]
     """Reports how provider calls went. Moves key states and cool-downs; a late
@@ -51,9 +63,33 @@ class LeaseServiceServicer(metaclass=_abc_1.ABCMeta):
         """Leases keys, each picked by KeyVault and recorded in the audit log before
         the answer leaves. Not idempotent: a retry is a new lease and a new entry.
         Errors of an item: AGENT_NOT_FOUND, PROVIDER_KEY_NOT_FOUND,
-        PROVIDER_KEY_REVOKED, ENVELOPE_CORRUPT, AUTHORITY_CORRUPT,
+        PROVIDER_KEY_REVOKED, HALTED, ENVELOPE_CORRUPT, AUTHORITY_CORRUPT,
         KEK_UNAVAILABLE, OVERLOADED. Errors of the call: INVALID_ARGUMENT,
         AUDIT_UNAVAILABLE, OVERLOADED.
+        """
+
+    @_abc_1.abstractmethod
+    def ListCandidates(
+        self,
+        request: _lease_service_pb2.ListCandidatesRequest,
+        context: _aio.ServicerContext[_lease_service_pb2.ListCandidatesRequest, _abc.Awaitable[_lease_service_pb2.ListCandidatesResponse]],
+    ) -> _abc.Awaitable[_lease_service_pb2.ListCandidatesResponse]:
+        """Lists the keys that could serve an agent's operation, in the order in which
+        they are tried, and why each would be passed over. No secret, no lease, no
+        side effects. Errors: INVALID_ARGUMENT, AGENT_NOT_FOUND, HALTED,
+        AUTHORITY_CORRUPT.
+        """
+
+    @_abc_1.abstractmethod
+    def ClaimKeysForValidation(
+        self,
+        request: _lease_service_pb2.ClaimKeysForValidationRequest,
+        context: _aio.ServicerContext[_lease_service_pb2.ClaimKeysForValidationRequest, _abc.Awaitable[_lease_service_pb2.ClaimKeysForValidationResponse]],
+    ) -> _abc.Awaitable[_lease_service_pb2.ClaimKeysForValidationResponse]:
+        """Claims keys that are due for a test call, and leases each for it. A claim
+        that is not followed by ReportValidation ends by itself. Not idempotent: a
+        retry claims others. Errors: INVALID_ARGUMENT, AUDIT_UNAVAILABLE,
+        OVERLOADED.
         """
 
     @_abc_1.abstractmethod

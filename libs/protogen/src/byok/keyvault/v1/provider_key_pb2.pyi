@@ -34,6 +34,8 @@ class _KeyScopeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_KeyScope.Val
     """One agent of the owner."""
     KEY_SCOPE_OWNER: _KeyScope.ValueType  # 2
     """All agents of the owner."""
+    KEY_SCOPE_ORGANIZATION: _KeyScope.ValueType  # 3
+    """Those agents of the organization with which the key is shared."""
     KEY_SCOPE_PLATFORM: _KeyScope.ValueType  # 4
     """The platform's own work, and what its policy pays for."""
 
@@ -46,6 +48,8 @@ KEY_SCOPE_AGENT: KeyScope.ValueType  # 1
 """One agent of the owner."""
 KEY_SCOPE_OWNER: KeyScope.ValueType  # 2
 """All agents of the owner."""
+KEY_SCOPE_ORGANIZATION: KeyScope.ValueType  # 3
+"""Those agents of the organization with which the key is shared."""
 KEY_SCOPE_PLATFORM: KeyScope.ValueType  # 4
 """The platform's own work, and what its policy pays for."""
 Global___KeyScope: _TypeAlias = KeyScope  # noqa: Y015
@@ -68,6 +72,8 @@ class _KeyStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_KeyState.Val
     """The provider says that the account has no credit. Leased for validation only."""
     KEY_STATE_INVALID: _KeyState.ValueType  # 5
     """The provider rejects the key. Leased for validation only."""
+    KEY_STATE_EXPIRED: _KeyState.ValueType  # 6
+    """Past its `expire_time`. Leased for validation only."""
     KEY_STATE_REVOKED: _KeyState.ValueType  # 7
     """Revoked by its owner. Never leased again, and never opened again."""
 
@@ -86,6 +92,8 @@ KEY_STATE_NO_CREDIT: KeyState.ValueType  # 4
 """The provider says that the account has no credit. Leased for validation only."""
 KEY_STATE_INVALID: KeyState.ValueType  # 5
 """The provider rejects the key. Leased for validation only."""
+KEY_STATE_EXPIRED: KeyState.ValueType  # 6
+"""Past its `expire_time`. Leased for validation only."""
 KEY_STATE_REVOKED: KeyState.ValueType  # 7
 """Revoked by its owner. Never leased again, and never opened again."""
 Global___KeyState: _TypeAlias = KeyState  # noqa: Y015
@@ -198,6 +206,7 @@ class ProviderKey(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     VALIDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
     """Id, a UUIDv7. Output only."""
     scope: Global___KeyScope.ValueType
@@ -262,6 +271,10 @@ class ProviderKey(_message.Message):
     def validate_time(self) -> _timestamp_pb2.Timestamp:
         """When the key was last validated. Output only."""
 
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When the key ends by itself, as its owner said; unset means never."""
+
     def __init__(
         self,
         *,
@@ -287,14 +300,101 @@ class ProviderKey(_message.Message):
         update_time: _timestamp_pb2.Timestamp | None = ...,
         validate_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cool_down_until_time", b"cool_down_until_time", "create_time", b"create_time", "owned_by", b"owned_by", "update_time", b"update_time", "validate_time", b"validate_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cool_down_until_time", b"cool_down_until_time", "create_time", b"create_time", "expire_time", b"expire_time", "owned_by", b"owned_by", "update_time", b"update_time", "validate_time", b"validate_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "base_url", b"base_url", "cool_down_until_time", b"cool_down_until_time", "create_time", b"create_time", "custody", b"custody", "etag", b"etag", "fingerprint", b"fingerprint", "key_id", b"key_id", "key_version", b"key_version", "label", b"label", "mapping", b"mapping", "owned_by", b"owned_by", "priority", b"priority", "provider", b"provider", "scope", b"scope", "secret_suffix", b"secret_suffix", "state", b"state", "state_reason", b"state_reason", "update_time", b"update_time", "validate_time", b"validate_time", "validated_models", b"validated_models", "validated_operations", b"validated_operations"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "base_url", b"base_url", "cool_down_until_time", b"cool_down_until_time", "create_time", b"create_time", "custody", b"custody", "etag", b"etag", "expire_time", b"expire_time", "fingerprint", b"fingerprint", "key_id", b"key_id", "key_version", b"key_version", "label", b"label", "mapping", b"mapping", "owned_by", b"owned_by", "priority", b"priority", "provider", b"provider", "scope", b"scope", "secret_suffix", b"secret_suffix", "state", b"state", "state_reason", b"state_reason", "update_time", b"update_time", "validate_time", b"validate_time", "validated_models", b"validated_models", "validated_operations", b"validated_operations"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ProviderKey: _TypeAlias = ProviderKey  # noqa: Y015
+
+@_typing.final
+class ShareCap(_message.Message):
+    """What may be spent through one share in each window. Metering enforces it;
+    KeyVault keeps it, and hands it out with every lease on the share.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MONTH_COST_NANO_USD_FIELD_NUMBER: _builtins.int
+    DAY_COST_NANO_USD_FIELD_NUMBER: _builtins.int
+    DAY_CALLS_FIELD_NUMBER: _builtins.int
+    month_cost_nano_usd: _builtins.int
+    """Ceiling of cost in a calendar month, in nano-USD. 0 means none."""
+    day_cost_nano_usd: _builtins.int
+    """Ceiling of cost in a day, in nano-USD. 0 means none."""
+    day_calls: _builtins.int
+    """Ceiling of provider calls in a day. 0 means none."""
+    def __init__(
+        self,
+        *,
+        month_cost_nano_usd: _builtins.int = ...,
+        day_cost_nano_usd: _builtins.int = ...,
+        day_calls: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["day_calls", b"day_calls", "day_cost_nano_usd", b"day_cost_nano_usd", "month_cost_nano_usd", b"month_cost_nano_usd"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShareCap: _TypeAlias = ShareCap  # noqa: Y015
+
+@_typing.final
+class KeyShare(_message.Message):
+    """One agent's permission to use one key of an organization."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
+    OPERATIONS_FIELD_NUMBER: _builtins.int
+    CAP_FIELD_NUMBER: _builtins.int
+    TERMS_INDEX_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    key_id: _builtins.str
+    """The key."""
+    agent_id: _builtins.str
+    """The agent."""
+    organization_id: _builtins.str
+    """The organization that owns the key and is the agent's account."""
+    terms_index: _builtins.int
+    """Authority index that wrote these terms; Metering takes terms of a higher
+    index over those of a lower one, never the other way round.
+    """
+    @_builtins.property
+    def operations(self) -> _containers.RepeatedScalarFieldContainer[_operation_pb2.Operation.ValueType]:
+        """What the key may be used for. At least one."""
+
+    @_builtins.property
+    def cap(self) -> Global___ShareCap:
+        """What may be spent through it, if anything is capped."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When the share was first made."""
+
+    def __init__(
+        self,
+        *,
+        key_id: _builtins.str = ...,
+        agent_id: _builtins.str = ...,
+        organization_id: _builtins.str = ...,
+        operations: _abc.Iterable[_operation_pb2.Operation.ValueType] | None = ...,
+        cap: Global___ShareCap | None = ...,
+        terms_index: _builtins.int = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cap", b"cap", "create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "cap", b"cap", "create_time", b"create_time", "key_id", b"key_id", "operations", b"operations", "organization_id", b"organization_id", "terms_index", b"terms_index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeyShare: _TypeAlias = KeyShare  # noqa: Y015
 
 @_typing.final
 class AgentBinding(_message.Message):

@@ -9,6 +9,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -19,6 +20,34 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _CustodyState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CustodyStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CustodyState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CUSTODY_STATE_UNSPECIFIED: _CustodyState.ValueType  # 0
+    """Not set. Never answered."""
+    CUSTODY_STATE_NOT_WITNESSED: _CustodyState.ValueType  # 1
+    """Nothing was witnessed yet."""
+    CUSTODY_STATE_CONSISTENT: _CustodyState.ValueType  # 2
+    """It continues what was witnessed."""
+    CUSTODY_STATE_ROLLED_BACK: _CustodyState.ValueType  # 3
+    """It does not: nothing is admitted."""
+
+class CustodyState(_CustodyState, metaclass=_CustodyStateEnumTypeWrapper):
+    """How KeyVault's audit log stands to what was witnessed of it."""
+
+CUSTODY_STATE_UNSPECIFIED: CustodyState.ValueType  # 0
+"""Not set. Never answered."""
+CUSTODY_STATE_NOT_WITNESSED: CustodyState.ValueType  # 1
+"""Nothing was witnessed yet."""
+CUSTODY_STATE_CONSISTENT: CustodyState.ValueType  # 2
+"""It continues what was witnessed."""
+CUSTODY_STATE_ROLLED_BACK: CustodyState.ValueType  # 3
+"""It does not: nothing is admitted."""
+Global___CustodyState: _TypeAlias = CustodyState  # noqa: Y015
 
 @_typing.final
 class Agent(_message.Message):
@@ -343,3 +372,154 @@ class GetAccountResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetAccountResponse: _TypeAlias = GetAccountResponse  # noqa: Y015
+
+@_typing.final
+class CustodyWitness(_message.Message):
+    """What was witnessed of KeyVault's audit log."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    WITNESSED_SIZE_FIELD_NUMBER: _builtins.int
+    WITNESS_TIME_FIELD_NUMBER: _builtins.int
+    CONTRADICTING_CHECKPOINT_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    ROLLBACK_TIME_FIELD_NUMBER: _builtins.int
+    state: Global___CustodyState.ValueType
+    """How it stands."""
+    checkpoint: _builtins.str
+    """The newest checkpoint that was witnessed."""
+    witnessed_size: _builtins.int
+    """Its size."""
+    contradicting_checkpoint: _builtins.str
+    """With ROLLED_BACK: the checkpoint that contradicts it, and what is wrong."""
+    description: _builtins.str
+    """In words."""
+    @_builtins.property
+    def witness_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was witnessed."""
+
+    @_builtins.property
+    def rollback_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was found."""
+
+    def __init__(
+        self,
+        *,
+        state: Global___CustodyState.ValueType = ...,
+        checkpoint: _builtins.str = ...,
+        witnessed_size: _builtins.int = ...,
+        witness_time: _timestamp_pb2.Timestamp | None = ...,
+        contradicting_checkpoint: _builtins.str = ...,
+        description: _builtins.str = ...,
+        rollback_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rollback_time", b"rollback_time", "witness_time", b"witness_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "contradicting_checkpoint", b"contradicting_checkpoint", "description", b"description", "rollback_time", b"rollback_time", "state", b"state", "witness_time", b"witness_time", "witnessed_size", b"witnessed_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CustodyWitness: _TypeAlias = CustodyWitness  # noqa: Y015
+
+@_typing.final
+class GetCustodyWitnessRequest(_message.Message):
+    """Request of GetCustodyWitness."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCustodyWitnessRequest: _TypeAlias = GetCustodyWitnessRequest  # noqa: Y015
+
+@_typing.final
+class GetCustodyWitnessResponse(_message.Message):
+    """Response of GetCustodyWitness."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WITNESS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def witness(self) -> Global___CustodyWitness:
+        """What was witnessed."""
+
+    def __init__(
+        self,
+        *,
+        witness: Global___CustodyWitness | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["witness", b"witness"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["witness", b"witness"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCustodyWitnessResponse: _TypeAlias = GetCustodyWitnessResponse  # noqa: Y015
+
+@_typing.final
+class AcceptCustodyRestoreRequest(_message.Message):
+    """Request of AcceptCustodyRestore."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    WITNESSED_SIZE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """UUIDv7. Required."""
+    actor: _builtins.str
+    """The operator. Required."""
+    witnessed_size: _builtins.int
+    """The `witnessed_size` that is given up, as read before: says that the
+    operator has seen it. Required.
+    """
+    reason: _builtins.str
+    """Why. Required. At most 200 characters."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        witnessed_size: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "reason", b"reason", "request_id", b"request_id", "witnessed_size", b"witnessed_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcceptCustodyRestoreRequest: _TypeAlias = AcceptCustodyRestoreRequest  # noqa: Y015
+
+@_typing.final
+class AcceptCustodyRestoreResponse(_message.Message):
+    """Response of AcceptCustodyRestore."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WITNESS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def witness(self) -> Global___CustodyWitness:
+        """What stands as witnessed now."""
+
+    def __init__(
+        self,
+        *,
+        witness: Global___CustodyWitness | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["witness", b"witness"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["witness", b"witness"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcceptCustodyRestoreResponse: _TypeAlias = AcceptCustodyRestoreResponse  # noqa: Y015

@@ -55,6 +55,16 @@ class AccountServiceStub:
                 request_serializer=byok_dot_metering_dot_v1_dot_account__service__pb2.GetAccountRequest.SerializeToString,
                 response_deserializer=byok_dot_metering_dot_v1_dot_account__service__pb2.GetAccountResponse.FromString,
                 _registered_method=True)
+        self.GetCustodyWitness = channel.unary_unary(
+                '/byok.metering.v1.AccountService/GetCustodyWitness',
+                request_serializer=byok_dot_metering_dot_v1_dot_account__service__pb2.GetCustodyWitnessRequest.SerializeToString,
+                response_deserializer=byok_dot_metering_dot_v1_dot_account__service__pb2.GetCustodyWitnessResponse.FromString,
+                _registered_method=True)
+        self.AcceptCustodyRestore = channel.unary_unary(
+                '/byok.metering.v1.AccountService/AcceptCustodyRestore',
+                request_serializer=byok_dot_metering_dot_v1_dot_account__service__pb2.AcceptCustodyRestoreRequest.SerializeToString,
+                response_deserializer=byok_dot_metering_dot_v1_dot_account__service__pb2.AcceptCustodyRestoreResponse.FromString,
+                _registered_method=True)
 
 
 class AccountServiceServicer:
@@ -93,6 +103,23 @@ class AccountServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetCustodyWitness(self, request, context):
+        """Reads what this service has witnessed of KeyVault's audit log. No side
+        effects. Role: `operator`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AcceptCustodyRestore(self, request, context):
+        """Takes KeyVault's audit log as it is now, after a deliberate restore, and
+        admits again. What the old log held beyond it is lost. Role: `operator`.
+        Errors: INVALID_ARGUMENT, REQUEST_ID_REUSED, DEPENDENCY_UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AccountServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -115,6 +142,16 @@ def add_AccountServiceServicer_to_server(servicer, server):
                     servicer.GetAccount,
                     request_deserializer=byok_dot_metering_dot_v1_dot_account__service__pb2.GetAccountRequest.FromString,
                     response_serializer=byok_dot_metering_dot_v1_dot_account__service__pb2.GetAccountResponse.SerializeToString,
+            ),
+            'GetCustodyWitness': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCustodyWitness,
+                    request_deserializer=byok_dot_metering_dot_v1_dot_account__service__pb2.GetCustodyWitnessRequest.FromString,
+                    response_serializer=byok_dot_metering_dot_v1_dot_account__service__pb2.GetCustodyWitnessResponse.SerializeToString,
+            ),
+            'AcceptCustodyRestore': grpc.unary_unary_rpc_method_handler(
+                    servicer.AcceptCustodyRestore,
+                    request_deserializer=byok_dot_metering_dot_v1_dot_account__service__pb2.AcceptCustodyRestoreRequest.FromString,
+                    response_serializer=byok_dot_metering_dot_v1_dot_account__service__pb2.AcceptCustodyRestoreResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -226,6 +263,60 @@ class AccountService:
             '/byok.metering.v1.AccountService/GetAccount',
             byok_dot_metering_dot_v1_dot_account__service__pb2.GetAccountRequest.SerializeToString,
             byok_dot_metering_dot_v1_dot_account__service__pb2.GetAccountResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCustodyWitness(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/byok.metering.v1.AccountService/GetCustodyWitness',
+            byok_dot_metering_dot_v1_dot_account__service__pb2.GetCustodyWitnessRequest.SerializeToString,
+            byok_dot_metering_dot_v1_dot_account__service__pb2.GetCustodyWitnessResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AcceptCustodyRestore(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/byok.metering.v1.AccountService/AcceptCustodyRestore',
+            byok_dot_metering_dot_v1_dot_account__service__pb2.AcceptCustodyRestoreRequest.SerializeToString,
+            byok_dot_metering_dot_v1_dot_account__service__pb2.AcceptCustodyRestoreResponse.FromString,
             options,
             channel_credentials,
             insecure,

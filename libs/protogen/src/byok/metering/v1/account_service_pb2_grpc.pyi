@@ -29,6 +29,15 @@ class AccountServiceStub:
     """Lists the agents of the principal. No side effects. Errors: INVALID_ARGUMENT."""
     GetAccount: _aio.UnaryUnaryMultiCallable[_account_service_pb2.GetAccountRequest, _account_service_pb2.GetAccountResponse]
     """Reads an account of the principal. No side effects. Errors: ACCOUNT_NOT_FOUND."""
+    GetCustodyWitness: _aio.UnaryUnaryMultiCallable[_account_service_pb2.GetCustodyWitnessRequest, _account_service_pb2.GetCustodyWitnessResponse]
+    """Reads what this service has witnessed of KeyVault's audit log. No side
+    effects. Role: `operator`.
+    """
+    AcceptCustodyRestore: _aio.UnaryUnaryMultiCallable[_account_service_pb2.AcceptCustodyRestoreRequest, _account_service_pb2.AcceptCustodyRestoreResponse]
+    """Takes KeyVault's audit log as it is now, after a deliberate restore, and
+    admits again. What the old log held beyond it is lost. Role: `operator`.
+    Errors: INVALID_ARGUMENT, REQUEST_ID_REUSED, DEPENDENCY_UNAVAILABLE.
+    """
 
 class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
     """Agents and the accounts that pay for them. Roles: `platform`, `edge`, `operator`."""
@@ -69,5 +78,26 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_account_service_pb2.GetAccountRequest, _abc.Awaitable[_account_service_pb2.GetAccountResponse]],
     ) -> _abc.Awaitable[_account_service_pb2.GetAccountResponse]:
         """Reads an account of the principal. No side effects. Errors: ACCOUNT_NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def GetCustodyWitness(
+        self,
+        request: _account_service_pb2.GetCustodyWitnessRequest,
+        context: _aio.ServicerContext[_account_service_pb2.GetCustodyWitnessRequest, _abc.Awaitable[_account_service_pb2.GetCustodyWitnessResponse]],
+    ) -> _abc.Awaitable[_account_service_pb2.GetCustodyWitnessResponse]:
+        """Reads what this service has witnessed of KeyVault's audit log. No side
+        effects. Role: `operator`.
+        """
+
+    @_abc_1.abstractmethod
+    def AcceptCustodyRestore(
+        self,
+        request: _account_service_pb2.AcceptCustodyRestoreRequest,
+        context: _aio.ServicerContext[_account_service_pb2.AcceptCustodyRestoreRequest, _abc.Awaitable[_account_service_pb2.AcceptCustodyRestoreResponse]],
+    ) -> _abc.Awaitable[_account_service_pb2.AcceptCustodyRestoreResponse]:
+        """Takes KeyVault's audit log as it is now, after a deliberate restore, and
+        admits again. What the old log held beyond it is lost. Role: `operator`.
+        Errors: INVALID_ARGUMENT, REQUEST_ID_REUSED, DEPENDENCY_UNAVAILABLE.
+        """
 
 def add_AccountServiceServicer_to_server(servicer: AccountServiceServicer, server: _aio.Server) -> None: ...

@@ -64,6 +64,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INTERNAL. A fault of ours, recorded under the request id."""
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 19
     """DEADLINE_EXCEEDED. The call's deadline ended first."""
+    ERROR_REASON_CUSTODY_LOG_ROLLED_BACK: _ErrorReason.ValueType  # 20
+    """FAILED_PRECONDITION. KeyVault's audit log is shorter than, or another one
+    than, the one that was witnessed: a restored backup, or an edited log.
+    Nothing is admitted until an operator accepts it. Metadata: `witnessedSize`.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why Metering refused. `google.rpc.ErrorInfo.reason` is the value's name
@@ -112,4 +117,9 @@ ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 18
 """INTERNAL. A fault of ours, recorded under the request id."""
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 19
 """DEADLINE_EXCEEDED. The call's deadline ended first."""
+ERROR_REASON_CUSTODY_LOG_ROLLED_BACK: ErrorReason.ValueType  # 20
+"""FAILED_PRECONDITION. KeyVault's audit log is shorter than, or another one
+than, the one that was witnessed: a restored backup, or an edited log.
+Nothing is admitted until an operator accepts it. Metadata: `witnessedSize`.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -388,6 +388,7 @@ class ListLedgerEntriesRequest(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    LEASE_ID_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
     """Only this agent, if set."""
     request_id: _builtins.str
@@ -396,6 +397,8 @@ class ListLedgerEntriesRequest(_message.Message):
     """At most this many; 50 by default, 1,000 at most."""
     page_token: _builtins.str
     """`next_page_token` of the page before, with the same filter."""
+    lease_id: _builtins.str
+    """Only calls made on this lease of a provider key, if set."""
     @_builtins.property
     def account(self) -> _account_pb2.Account:
         """The account. Required."""
@@ -423,10 +426,11 @@ class ListLedgerEntriesRequest(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        lease_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "acting_for", b"acting_for", "end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "acting_for", b"acting_for", "agent_id", b"agent_id", "end_time", b"end_time", "page_size", b"page_size", "page_token", b"page_token", "request_id", b"request_id", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "acting_for", b"acting_for", "agent_id", b"agent_id", "end_time", b"end_time", "lease_id", b"lease_id", "page_size", b"page_size", "page_token", b"page_token", "request_id", b"request_id", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

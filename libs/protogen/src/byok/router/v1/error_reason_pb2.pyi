@@ -80,6 +80,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """DATA_LOSS. A key does not authenticate in the vault. Metadata: `providerKeyId`."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 27
     """INTERNAL. A fault of ours, recorded under the request id."""
+    ERROR_REASON_HALTED: _ErrorReason.ValueType  # 28
+    """FAILED_PRECONDITION. An emergency stop covers this operation: hold the content until it is resumed. Metadata: `haltScope`."""
+    ERROR_REASON_CUSTODY_LOG_ROLLED_BACK: _ErrorReason.ValueType  # 29
+    """FAILED_PRECONDITION. The custody log was rolled back: nothing is admitted until an operator has accepted it."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why Router refused or failed. `google.rpc.ErrorInfo.reason` is the value's
@@ -145,4 +149,8 @@ ERROR_REASON_KEY_CORRUPT: ErrorReason.ValueType  # 26
 """DATA_LOSS. A key does not authenticate in the vault. Metadata: `providerKeyId`."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 27
 """INTERNAL. A fault of ours, recorded under the request id."""
+ERROR_REASON_HALTED: ErrorReason.ValueType  # 28
+"""FAILED_PRECONDITION. An emergency stop covers this operation: hold the content until it is resumed. Metadata: `haltScope`."""
+ERROR_REASON_CUSTODY_LOG_ROLLED_BACK: ErrorReason.ValueType  # 29
+"""FAILED_PRECONDITION. The custody log was rolled back: nothing is admitted until an operator has accepted it."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

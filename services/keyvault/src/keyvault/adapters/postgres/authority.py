@@ -116,7 +116,7 @@ _AUTHORITY: Final = """
 _PUT_KEY: Final = "SELECT status, audit_index FROM put_provider_key($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
 _PUT_BINDING: Final = "SELECT status, audit_index FROM put_agent_binding($1, $2, $3, $4, $5, $6, $7)"
 _APPEND_LEASES: Final = "SELECT item, audit_index, sealed_secret, wrapped_dek FROM append_leases($1, $2, $3, $4, $5)"
-_APPEND: Final = "SELECT append_audit_entries($1, $2) AS audit_index"
+_APPEND: Final = "SELECT append_audit_entries($1, $2, $3) AS audit_index"
 
 
 class PostgresAuthority(ProviderKeyStore, BindingStore, LeaseLog, AuditLog):
@@ -268,7 +268,10 @@ class PostgresAuthority(ProviderKeyStore, BindingStore, LeaseLog, AuditLog):
     @override
     async def append(self, entries: Sequence[AuditEntry]) -> int:
         rows = await self._database.append(
-            _APPEND, [int(entry.kind) for entry in entries], [encode_leaf(entry) for entry in entries]
+            _APPEND,
+            [int(entry.kind) for entry in entries],
+            [entry.subject for entry in entries],
+            [encode_leaf(entry) for entry in entries],
         )
         return int(rows[0]["audit_index"])
 

@@ -1,25 +1,5 @@
--- Custody of provider keys: the audit log, authority rows, sealed secrets, the keyring, request ids and watchers.
---
--- Lock order, everywhere: rows of keyring_keys (FOR SHARE by whoever wraps or signs, FOR UPDATE by whoever changes a
--- state), then audit_head, then everything else.
-
--- The head of the log. Whoever appends locks this row, so the audit index is gapless and in commit order.
-CREATE TABLE audit_head (
-    only_row   boolean PRIMARY KEY DEFAULT true CHECK (only_row),
-    last_index bigint NOT NULL CHECK (last_index >= 0)
-) WITH (fillfactor = 10);
-
-INSERT INTO audit_head (last_index) VALUES (0);
-
--- The log. kind below 100: a change of what a lease says, which watchers are told.
-CREATE TABLE audit_entries (
-    audit_index bigint   PRIMARY KEY,
-    kind        smallint NOT NULL,
-    leaf        bytea    NOT NULL,
-    leaf_hash   bytea    NOT NULL CHECK (octet_length(leaf_hash) = 32)
-);
-
-CREATE INDEX audit_entries_authority ON audit_entries (audit_index) WHERE kind < 100;
+-- What may be leased, to whom: provider keys and their sealed secrets, agent bindings; request ids and watchers; and the
+-- functions that write authority and grant leases, each in one statement with its audit entry.
 
 -- Provider keys, one row for each state that a key has had; the present one has no superseded_index. `record` is what the
 -- HMAC covers and what the service goes by; the other columns find it, and must agree with it.
@@ -80,20 +60,9 @@ CREATE TABLE agent_bindings (
 );
 
 CREATE UNIQUE INDEX agent_bindings_present ON agent_bindings (agent_id) WHERE superseded_index IS NULL;
-
--- The keyring, wrapped by the root key. purpose: 1 KEK, 2 authority HMAC, 3 equality HMAC, 4 submission.
--- state: 1 STAGED, 2 PRIMARY, 3 DECRYPT_ONLY, 4 DISABLED, 5 DESTROYED.
-CREATE TABLE keyring_keys (
-    purpose     smallint NOT NULL,
-    version     integer  NOT NULL CHECK (version > 0),
-    state       smallint NOT NULL,
-    root_key_id text     NOT NULL,
-    wrapped_key bytea    NOT NULL,
-    canary      bytea    NOT NULL,
-    PRIMARY KEY (purpose, version)
-);
-
-CREATE UNIQUE INDEX keyring_keys_primary ON keyring_keys (purpose) WHERE state = 2;
+-- A test call of an owner's key is limited by the account that the owner's agents belong to, so a binding of an owner is
+-- looked for.
+CREATE INDEX agent_bindings_of_owner ON agent_bindings (owner_id, agent_id) WHERE superseded_index IS NULL;
 
 -- What a request id was used for. `scope` is the RPC and the principal.
 CREATE TABLE requests (
@@ -118,12 +87,6 @@ CREATE TABLE watchers (
     PRIMARY KEY (caller, holder)
 ) WITH (fillfactor = 50);
 
--- Append only, as far as one role can bind itself: whoever may drop triggers may still forge rows, but not their HMACs.
-CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    RAISE EXCEPTION 'rows of % are append only', TG_TABLE_NAME USING ERRCODE = 'insufficient_privilege';
-END $$;
-
 CREATE FUNCTION allow_superseding_only() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF OLD.superseded_index IS NULL AND NEW.superseded_index IS NOT NULL THEN
@@ -135,22 +98,6 @@ BEGIN
     RAISE EXCEPTION 'rows of % are superseded, never edited', TG_TABLE_NAME USING ERRCODE = 'insufficient_privilege';
 END $$;
 
-CREATE FUNCTION allow_growth_only() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    IF NEW.last_index < OLD.last_index THEN
-        RAISE EXCEPTION 'the head of the log only grows' USING ERRCODE = 'insufficient_privilege';
-    END IF;
-    RETURN NEW;
-END $$;
-
-CREATE TRIGGER audit_entries_append_only BEFORE UPDATE OR DELETE ON audit_entries
-    FOR EACH ROW EXECUTE FUNCTION refuse_change();
-CREATE TRIGGER audit_entries_no_truncate BEFORE TRUNCATE ON audit_entries
-    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
-CREATE TRIGGER audit_head_grows BEFORE UPDATE ON audit_head FOR EACH ROW EXECUTE FUNCTION allow_growth_only();
-CREATE TRIGGER audit_head_stays BEFORE DELETE ON audit_head FOR EACH ROW EXECUTE FUNCTION refuse_change();
-CREATE TRIGGER audit_head_no_truncate BEFORE TRUNCATE ON audit_head
-    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
 CREATE TRIGGER agent_ai_keys_superseded BEFORE UPDATE ON agent_ai_keys
     FOR EACH ROW EXECUTE FUNCTION allow_superseding_only();
 CREATE TRIGGER agent_ai_keys_kept BEFORE DELETE ON agent_ai_keys FOR EACH ROW EXECUTE FUNCTION refuse_change();
@@ -161,20 +108,6 @@ CREATE TRIGGER agent_bindings_superseded BEFORE UPDATE ON agent_bindings
 CREATE TRIGGER agent_bindings_kept BEFORE DELETE ON agent_bindings FOR EACH ROW EXECUTE FUNCTION refuse_change();
 CREATE TRIGGER agent_bindings_no_truncate BEFORE TRUNCATE ON agent_bindings
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
-
--- Appends entries and returns the index of the first. The lock on the head lasts until the commit of this one statement:
--- it is never held by a client, which could be stopped while it holds it.
-CREATE FUNCTION append_audit_entries(p_kinds smallint[], p_leaves bytea[]) RETURNS bigint LANGUAGE plpgsql AS $$
-DECLARE
-    v_last bigint;
-BEGIN
-    SELECT last_index INTO STRICT v_last FROM audit_head FOR UPDATE;
-    INSERT INTO audit_entries (audit_index, kind, leaf, leaf_hash)
-    SELECT v_last + added.position, added.kind, added.leaf, sha256('\x00'::bytea || added.leaf)
-    FROM unnest(p_kinds, p_leaves) WITH ORDINALITY AS added (kind, leaf, position);
-    UPDATE audit_head SET last_index = v_last + cardinality(p_leaves);
-    RETURN v_last + 1;
-END $$;
 
 -- Grants the leases of a batch whose authority is still what was read, and returns their secrets, still sealed. An item
 -- that is missing in the answer was overtaken by a change, and nothing was appended for it.
@@ -190,7 +123,7 @@ BEGIN
     -- the lock, authority would be read from the snapshot taken before the wait, and a key revoked meanwhile would pass.
     RETURN QUERY
     WITH granted AS MATERIALIZED (
-        SELECT asked.item, asked.leaf, s.sealed_secret, s.wrapped_dek,
+        SELECT asked.item, asked.key_id, asked.leaf, s.sealed_secret, s.wrapped_dek,
                v_last + row_number() OVER (ORDER BY asked.item) AS audit_index
         FROM unnest(p_agent_ids, p_binding_indexes, p_key_ids, p_key_indexes, p_leaves)
              WITH ORDINALITY AS asked (agent_id, binding_index, key_id, key_index, leaf, item)
@@ -201,26 +134,65 @@ BEGIN
           ON b.agent_id = asked.agent_id AND b.audit_index = asked.binding_index AND b.superseded_index IS NULL
         WHERE asked.agent_id = '' OR b.agent_id IS NOT NULL
     ), appended AS (
-        INSERT INTO audit_entries (audit_index, kind, leaf, leaf_hash)
-        SELECT g.audit_index, 100, g.leaf, sha256('\x00'::bytea || g.leaf) FROM granted g
+        INSERT INTO audit_entries (audit_index, kind, subject, leaf, leaf_hash)
+        SELECT g.audit_index, 100, 'key/' || g.key_id, g.leaf, sha256('\x00'::bytea || g.leaf) FROM granted g
     )
     SELECT g.item, g.audit_index, g.sealed_secret, g.wrapped_dek FROM granted g;
     GET DIAGNOSTICS v_count = ROW_COUNT;
     UPDATE audit_head SET last_index = v_last + v_count;
 END $$;
 
--- Takes the keys that wrap and sign FOR SHARE, and says whether each is PRIMARY still.
-CREATE FUNCTION share_primary_keys(p_kek_version integer, p_mac_key_version integer) RETURNS boolean
-LANGUAGE plpgsql AS $$
+-- What every write of authority begins with: takes the keys that wrap and sign FOR SHARE, then the head of the log, and
+-- looks whether the request id was used. status: OPEN (audit_index is the one to write) · REPLAYED (audit_index is the
+-- first answer's) · KEY_NOT_PRIMARY.
+CREATE FUNCTION open_authority_write(p_kek_version integer, p_mac_key_version integer, p_request jsonb)
+RETURNS TABLE (status text, audit_index bigint) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
 DECLARE
-    v_count integer;
+    v_last  bigint;
+    v_first bigint;
 BEGIN
-    PERFORM 1 FROM keyring_keys
-    WHERE state = 2 AND ((purpose = 1 AND version = p_kek_version) OR (purpose = 2 AND version = p_mac_key_version))
-    ORDER BY purpose
-    FOR SHARE;
-    GET DIAGNOSTICS v_count = ROW_COUNT;
-    RETURN v_count = CASE WHEN p_kek_version IS NULL THEN 1 ELSE 2 END;
+    IF NOT share_primary_keys(p_kek_version, p_mac_key_version) THEN
+        RETURN QUERY SELECT 'KEY_NOT_PRIMARY', 0::bigint;
+        RETURN;
+    END IF;
+    SELECT last_index INTO STRICT v_last FROM audit_head FOR UPDATE;
+    SELECT r.audit_index INTO v_first FROM requests r
+    WHERE r.scope = p_request ->> 'scope' AND r.request_id = (p_request ->> 'request_id')::uuid;
+    IF FOUND THEN
+        RETURN QUERY SELECT 'REPLAYED', v_first;
+    ELSE
+        RETURN QUERY SELECT 'OPEN', v_last + 1;
+    END IF;
+END $$;
+
+-- Whether a row may be written at this index. status: OPEN · STALE (another row is the present one: its index) ·
+-- WINDOW_MISSED (the row has no HMAC for this index; audit_index is the head).
+CREATE FUNCTION check_authority_write(
+    p_index bigint, p_present_index bigint, p_expected_index bigint, p_mac_first_index bigint, p_macs bytea[]
+) RETURNS TABLE (status text, audit_index bigint) LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE
+        WHEN coalesce(p_present_index, 0) <> p_expected_index THEN 'STALE'
+        WHEN p_index < p_mac_first_index OR p_index >= p_mac_first_index + cardinality(p_macs) THEN 'WINDOW_MISSED'
+        ELSE 'OPEN'
+    END, CASE
+        WHEN coalesce(p_present_index, 0) <> p_expected_index THEN coalesce(p_present_index, 0)
+        WHEN p_index < p_mac_first_index OR p_index >= p_mac_first_index + cardinality(p_macs) THEN p_index - 1
+        ELSE p_index
+    END
+$$;
+
+-- What every write of authority ends with: the request id, the entry, and word to those who watch.
+CREATE FUNCTION close_authority_write(
+    p_index bigint, p_kind smallint, p_subject text, p_leaf bytea, p_request jsonb, p_resource_id text
+) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO requests (scope, request_id, mac_key_version, body_mac, resource_id, audit_index)
+    SELECT n.scope, n.request_id, n.mac_key_version, decode(n.body_mac, 'hex'), p_resource_id, p_index
+    FROM jsonb_to_record(p_request) AS n (scope text, request_id uuid, mac_key_version integer, body_mac text)
+    WHERE p_request IS NOT NULL;
+    PERFORM append_audit_entries(ARRAY[p_kind], ARRAY[p_subject], ARRAY[p_leaf]);
+    PERFORM pg_notify('keyvault_authority', p_index::text);
 END $$;
 
 -- Writes one authority row of a provider key with its audit entry, secret and request id, or nothing.
@@ -232,32 +204,23 @@ CREATE FUNCTION put_provider_key(
 ) RETURNS TABLE (status text, audit_index bigint) LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
-    v_last    bigint;
+    v_status  text;
     v_index   bigint;
     v_present bigint;
-    v_first   bigint;
     v_key_id  text := p_row ->> 'provider_key_id';
 BEGIN
-    IF NOT share_primary_keys((p_secret ->> 'kek_version')::integer, (p_row ->> 'mac_key_version')::integer) THEN
-        RETURN QUERY SELECT 'KEY_NOT_PRIMARY', 0::bigint;
-        RETURN;
+    SELECT o.status, o.audit_index INTO v_status, v_index
+    FROM open_authority_write(
+        (p_secret ->> 'kek_version')::integer, (p_row ->> 'mac_key_version')::integer, p_request) o;
+    IF v_status = 'OPEN' THEN
+        SELECT k.audit_index INTO v_present FROM agent_ai_keys k
+        WHERE k.provider_key_id = v_key_id AND k.superseded_index IS NULL;
+        SELECT c.status, c.audit_index INTO v_status, v_index
+        FROM check_authority_write(
+            v_index, v_present, (p_row ->> 'expected_index')::bigint, p_mac_first_index, p_macs) c;
     END IF;
-    SELECT last_index INTO STRICT v_last FROM audit_head FOR UPDATE;
-    v_index := v_last + 1;
-    SELECT r.audit_index INTO v_first FROM requests r
-    WHERE r.scope = p_request ->> 'scope' AND r.request_id = (p_request ->> 'request_id')::uuid;
-    IF FOUND THEN
-        RETURN QUERY SELECT 'REPLAYED', v_first;
-        RETURN;
-    END IF;
-    SELECT k.audit_index INTO v_present FROM agent_ai_keys k
-    WHERE k.provider_key_id = v_key_id AND k.superseded_index IS NULL;
-    IF coalesce(v_present, 0) <> (p_row ->> 'expected_index')::bigint THEN
-        RETURN QUERY SELECT 'STALE', coalesce(v_present, 0);
-        RETURN;
-    END IF;
-    IF v_index < p_mac_first_index OR v_index >= p_mac_first_index + cardinality(p_macs) THEN
-        RETURN QUERY SELECT 'WINDOW_MISSED', v_last;
+    IF v_status <> 'OPEN' THEN
+        RETURN QUERY SELECT v_status, v_index;
         RETURN;
     END IF;
     UPDATE agent_ai_keys k SET superseded_index = v_index
@@ -281,19 +244,9 @@ BEGIN
                n.equality_mac_version, decode(n.equality_mac, 'hex')
         FROM jsonb_to_record(p_secret) AS n (kek_version integer, equality_mac_version integer, equality_mac text);
     END IF;
-    PERFORM remember_request(p_request, v_key_id, v_index);
-    PERFORM append_audit_entries(ARRAY[p_kind], ARRAY[p_leaf]);
-    PERFORM pg_notify('keyvault_authority', v_index::text);
+    PERFORM close_authority_write(v_index, p_kind, 'key/' || v_key_id, p_leaf, p_request, v_key_id);
     RETURN QUERY SELECT 'WRITTEN', v_index;
 END $$;
-
-CREATE FUNCTION remember_request(p_request jsonb, p_resource_id text, p_audit_index bigint) RETURNS void
-LANGUAGE sql AS $$
-    INSERT INTO requests (scope, request_id, mac_key_version, body_mac, resource_id, audit_index)
-    SELECT n.scope, n.request_id, n.mac_key_version, decode(n.body_mac, 'hex'), p_resource_id, p_audit_index
-    FROM jsonb_to_record(p_request) AS n (scope text, request_id uuid, mac_key_version integer, body_mac text)
-    WHERE p_request IS NOT NULL;
-$$;
 
 -- Writes one authority row of a binding with its audit entry and request id, or nothing. status as in put_provider_key.
 CREATE FUNCTION put_agent_binding(
@@ -302,32 +255,22 @@ CREATE FUNCTION put_agent_binding(
 ) RETURNS TABLE (status text, audit_index bigint) LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
-    v_last     bigint;
+    v_status   text;
     v_index    bigint;
     v_present  bigint;
-    v_first    bigint;
     v_agent_id text := p_row ->> 'agent_id';
 BEGIN
-    IF NOT share_primary_keys(NULL, (p_row ->> 'mac_key_version')::integer) THEN
-        RETURN QUERY SELECT 'KEY_NOT_PRIMARY', 0::bigint;
-        RETURN;
+    SELECT o.status, o.audit_index INTO v_status, v_index
+    FROM open_authority_write(NULL, (p_row ->> 'mac_key_version')::integer, p_request) o;
+    IF v_status = 'OPEN' THEN
+        SELECT b.audit_index INTO v_present FROM agent_bindings b
+        WHERE b.agent_id = v_agent_id AND b.superseded_index IS NULL;
+        SELECT c.status, c.audit_index INTO v_status, v_index
+        FROM check_authority_write(
+            v_index, v_present, (p_row ->> 'expected_index')::bigint, p_mac_first_index, p_macs) c;
     END IF;
-    SELECT last_index INTO STRICT v_last FROM audit_head FOR UPDATE;
-    v_index := v_last + 1;
-    SELECT r.audit_index INTO v_first FROM requests r
-    WHERE r.scope = p_request ->> 'scope' AND r.request_id = (p_request ->> 'request_id')::uuid;
-    IF FOUND THEN
-        RETURN QUERY SELECT 'REPLAYED', v_first;
-        RETURN;
-    END IF;
-    SELECT b.audit_index INTO v_present FROM agent_bindings b
-    WHERE b.agent_id = v_agent_id AND b.superseded_index IS NULL;
-    IF coalesce(v_present, 0) <> (p_row ->> 'expected_index')::bigint THEN
-        RETURN QUERY SELECT 'STALE', coalesce(v_present, 0);
-        RETURN;
-    END IF;
-    IF v_index < p_mac_first_index OR v_index >= p_mac_first_index + cardinality(p_macs) THEN
-        RETURN QUERY SELECT 'WINDOW_MISSED', v_last;
+    IF v_status <> 'OPEN' THEN
+        RETURN QUERY SELECT v_status, v_index;
         RETURN;
     END IF;
     UPDATE agent_bindings b SET superseded_index = v_index
@@ -335,8 +278,6 @@ BEGIN
     INSERT INTO agent_bindings (agent_id, audit_index, owner_id, record, mac_key_version, mac)
     VALUES (v_agent_id, v_index, p_row ->> 'owner_id', p_record, (p_row ->> 'mac_key_version')::integer,
             p_macs[v_index - p_mac_first_index + 1]);
-    PERFORM remember_request(p_request, v_agent_id, v_index);
-    PERFORM append_audit_entries(ARRAY[p_kind], ARRAY[p_leaf]);
-    PERFORM pg_notify('keyvault_authority', v_index::text);
+    PERFORM close_authority_write(v_index, p_kind, 'agent/' || v_agent_id, p_leaf, p_request, v_agent_id);
     RETURN QUERY SELECT 'WRITTEN', v_index;
 END $$;

@@ -1,0 +1,1 @@
+"""Puts adapters, use cases and servicers together, a module for each gRPC service and worker."""

@@ -1,0 +1,122 @@
+"""LeaseService, the hub of watchers, and what gathers lease calls into batches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from byok.keyvault.v1 import lease_service_pb2, lease_service_pb2_grpc
+from keyvault.api.errors import ERRORS
+from keyvault.api.lease_servicer import LeaseServicer, LeaseUseCases
+from keyvault.domain.leases import DistinctKeyBound
+from keyvault.domain.provider_keys import CoolDowns
+from keyvault.usecases.acquire_leases import AcquireLeases, GrantedLease, LeaseCall, LeaseOutcome, NoLease
+from keyvault.usecases.report_outcomes import ReportOutcomes
+from keyvault.usecases.report_validation import ReportValidation
+from keyvault.usecases.watch_authority import WatchHub, WatchLimits
+from keyvault.wiring.base import provider_keys, report_corruption
+from servicekit.coalescer import Coalescer, CoalescerLimits
+from servicekit.server import ServedService
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from keyvault.wiring.base import Base
+    from servicekit.metrics import Metrics
+
+DESCRIPTOR: Final = lease_service_pb2.DESCRIPTOR.services_by_name["LeaseService"]
+
+
+def serve_leases(
+    base: Base, metrics: Metrics, *, hub: WatchHub, coalescer: Coalescer[LeaseCall, list[LeaseOutcome]]
+) -> ServedService:
+    """Return the service, ready to be served."""
+    usecases = _usecases(base, metrics, hub=hub, coalescer=coalescer)
+    return ServedService(
+        lease_service_pb2_grpc.add_LeaseServiceServicer_to_server, LeaseServicer(usecases), DESCRIPTOR.full_name
+    )
+
+
+def make_hub(base: Base) -> WatchHub:
+    """Return the hub of all watches of this process."""
+    revocation = base.settings.revocation
+    limits = WatchLimits(
+        partition_bound=revocation.partition_bound,
+        poll=revocation.poll,
+        queue_max=revocation.watch_queue_max,
+        watchers_max=revocation.watchers_max,
+    )
+    return WatchHub(feed=base.feed, registry=base.registry, alarms=base.alarms, limits=limits)
+
+
+def make_coalescer(base: Base) -> Coalescer[LeaseCall, list[LeaseOutcome]]:
+    """Return what gathers lease calls into batches."""
+    leases = base.settings.leases
+    acquire = AcquireLeases(
+        log=base.authority,
+        keyring=base.keyring,
+        verify=base.verify,
+        capabilities=base.capabilities,
+        corruption=report_corruption(base),
+        alarms=base.alarms,
+        bound=DistinctKeyBound(leases.distinct_keys_per_minute_max),
+        clock=base.clock,
+        life=leases.life,
+    )
+    return Coalescer(
+        acquire,
+        limits=CoalescerLimits(
+            batch_max=leases.calls_per_batch_max,
+            queue_max=leases.calls_queued_max,
+            in_flight_max=leases.batches_in_flight_max,
+            linger_max=leases.linger_max,
+        ),
+        clock=base.clock,
+        on_unclaimed=_wipe,
+    )
+
+
+def _counter(metrics: Metrics) -> Callable[[list[LeaseOutcome]], None]:
+    items = metrics.counters("lease_items_total", "Items of AcquireLeases, by what became of them.", labels=("result",))
+
+    def count(outcomes: list[LeaseOutcome]) -> None:
+        for outcome in outcomes:
+            if isinstance(outcome, GrantedLease):
+                items.at("GRANTED").inc()
+            elif isinstance(outcome, NoLease):
+                items.at(outcome.reason.cause.name).inc()
+            else:
+                items.at(ERRORS.reason(outcome)).inc()
+
+    return count
+
+
+def _wipe(_call: LeaseCall, outcome: list[LeaseOutcome] | Exception) -> None:
+    """Wipe the secrets of leases whose caller has gone."""
+    if isinstance(outcome, list):
+        for each in outcome:
+            if isinstance(each, GrantedLease):
+                each.secret.wipe()
+
+
+def _usecases(
+    base: Base, metrics: Metrics, *, hub: WatchHub, coalescer: Coalescer[LeaseCall, list[LeaseOutcome]]
+) -> LeaseUseCases:
+    keys = provider_keys(base)
+    rules = CoolDowns(
+        rate_limited=base.settings.keys.rate_limited_rest, quota_exhausted=base.settings.keys.quota_exhausted_rest
+    )
+    return LeaseUseCases(
+        acquire=coalescer.submit,
+        count=_counter(metrics),
+        report_outcomes=ReportOutcomes(
+            store=base.authority,
+            verify=base.verify,
+            write=keys.write,
+            keyring=base.keyring,
+            clock=base.clock,
+            rules=rules,
+        ),
+        report_validation=ReportValidation(store=base.authority, keys=keys, verify=base.verify, clock=base.clock),
+        hub=hub,
+        keyring=base.keyring,
+    )
