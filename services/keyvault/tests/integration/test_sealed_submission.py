@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
+from google.protobuf import json_format
 
 from byok.keyvault.v1 import key_service_pb2
 from services.keyvault.tests.integration.vault import (
@@ -22,6 +27,8 @@ from services.keyvault.tests.integration.vault import (
 
 if TYPE_CHECKING:
     from services.keyvault.tests.integration.vault import Vault
+
+SEAL = Path(__file__).parents[4] / "examples" / "sealed_submission" / "seal_stdin.mjs"
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -118,3 +125,57 @@ async def test_what_is_sealed_is_judged_like_a_plain_secret(shared_vault: Vault,
     error = await refusal(keys.CreateKey(request))
     assert error.reason == "INVALID_ARGUMENT"
     assert any(reason.encode() in detail.value for detail in error.details)
+
+
+async def sealed_by_webcrypto(vault: Vault, secret: bytes, bound_to: dict[str, str]) -> key_service_pb2.SealedSecret:
+    """Seal a secret by the example in JavaScript, which shares no code with the service."""
+    key = await (await vault.keys()).GetSubmissionKey(key_service_pb2.GetSubmissionKeyRequest())
+    request = {
+        "submissionKey": json_format.MessageToDict(key),
+        "ownerId": bound_to["owner"],
+        "provider": bound_to["provider"],
+        "baseUrl": bound_to["base_url"],
+        "requestId": bound_to["request_id"],
+        "secret": secret.decode(),
+    }
+    node = await asyncio.create_subprocess_exec(
+        # Node.js itself comes from the lock, as a wheel.
+        str(Path(sys.executable).with_name("node")),
+        str(SEAL),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    answer, complaint = await node.communicate(json.dumps(request).encode())
+    assert node.returncode == 0, complaint.decode()
+    return json_format.Parse(answer, key_service_pb2.SealedSecret())
+
+
+async def test_a_secret_that_webcrypto_sealed_is_stored_and_leased(shared_vault: Vault) -> None:
+    """A second implementation of HPKE and of what a submission is bound to: the secret comes out as it went in."""
+    keys, router = await shared_vault.keys(), await shared_vault.router()
+    bound = binding()
+    created = await keys.CreateKey(
+        create_request(
+            acting_for=owner(bound["owner"]),
+            request_id=bound["request_id"],
+            sealed=await sealed_by_webcrypto(shared_vault, SECRET, bound),
+        )
+    )
+    leased = router.open(await router.acquire(validation_item(created.key.key_id, bound["owner"])))
+    assert [lease.secret for lease in leased] == [SECRET]
+
+
+async def test_what_webcrypto_sealed_for_one_owner_opens_for_no_other(shared_vault: Vault) -> None:
+    """The binding is the same on both sides, so that redirecting the ciphertext is refused."""
+    bound = binding()
+    error = await refusal(
+        (await shared_vault.keys()).CreateKey(
+            create_request(
+                acting_for=owner(name("thief")),
+                request_id=bound["request_id"],
+                sealed=await sealed_by_webcrypto(shared_vault, SECRET, bound),
+            )
+        )
+    )
+    assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "SEALED_SECRET_INVALID")
