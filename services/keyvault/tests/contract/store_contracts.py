@@ -12,7 +12,7 @@ from keyvault.domain.audit_log import AuditEntry, EntryKind, decode_leaf, leaf_h
 from keyvault.domain.authority import AuthorityWindow, seal_window
 from keyvault.domain.bindings import AgentBinding, encode_binding
 from keyvault.domain.envelope import seal
-from keyvault.domain.keyring import KeyPurpose, Keyring, KeyState, new_records, unlock
+from keyvault.domain.keyring import KeyPurpose, Keyring, KeyState
 from keyvault.domain.ownership import PLATFORM, Holder, Scope, owner_account
 from keyvault.domain.provider_keys import KeyState as ProviderKeyState
 from keyvault.domain.provider_keys import ProviderKey, decode_key, encode_key
@@ -34,6 +34,7 @@ from keyvault.ports import (
     WatcherRegistry,
     WatcherReport,
 )
+from keyvault.usecases.hold_keyring import unwrap_records, wrap_new_keys
 from servicekit.secrets import Secret
 from services.keyvault.tests.unit.builders import NOW, ROOT, SECRET, agent_holder, owner_holder, provider_key
 
@@ -134,11 +135,19 @@ class KeyringStoreContract:
 
     async def test_a_keyring_is_created_once(self, store: Store) -> None:
         """The second of two replicas that start together keeps the first one's keys."""
-        first, second = (new_records("test", root=ROOT, root_key_id=ROOT.root_key_id) for _ in range(2))
+        first, second = [await wrap_new_keys("test", KeyPurpose, ROOT) for _ in range(2)]
         assert await store.keyring.load() == []
         assert await store.keyring.create(first)
         assert not await store.keyring.create(second)
         assert await store.keyring.load() == first
+
+    async def test_a_purpose_that_a_ring_lacks_is_added_once(self, store: Store) -> None:
+        """A replica that adds what is new keeps everything that is stored, also when another was faster."""
+        ring, again = [await wrap_new_keys("test", KeyPurpose, ROOT) for _ in range(2)]
+        await store.keyring.create(ring[:-1])
+        assert await store.keyring.create(again)
+        assert await store.keyring.load() == [*ring[:-1], again[-1]]
+        assert not await store.keyring.create(ring)
 
 
 class AuthorityStoreContract:
@@ -147,9 +156,9 @@ class AuthorityStoreContract:
     @pytest.fixture
     async def scribe(self, store: Store) -> Scribe:
         """Return a writer on a fresh keyring."""
-        records = new_records("test", root=ROOT, root_key_id=ROOT.root_key_id)
+        records = await wrap_new_keys("test", KeyPurpose, ROOT)
         await store.keyring.create(records)
-        return Scribe(store, unlock("test", records, lambda _: ROOT))
+        return Scribe(store, await unwrap_records("test", records, [ROOT]))
 
     async def test_a_key_is_written_with_its_entry(self, store: Store, scribe: Scribe) -> None:
         """The row, its seal and its entry carry the same index."""

@@ -12,17 +12,20 @@ from keyvault.adapters.postgres.authority import PostgresAuthority
 from keyvault.adapters.postgres.feed import PostgresFeed, PostgresWatcherRegistry
 from keyvault.adapters.postgres.keyring import PostgresKeyringStore
 from keyvault.adapters.postgres.pool import Database, PostgresOptions, open_database
+from keyvault.domain.keyring import KeyPurpose
+from keyvault.usecases.hold_keyring import wrap_new_keys
 from services.keyvault.tests.contract.store_contracts import (
     AuthorityStoreContract,
     KeyringStoreContract,
     Store,
     WatcherRegistryContract,
 )
+from services.keyvault.tests.unit.builders import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from keyvault.domain.keyring import KeyPurpose, KeyState
+    from keyvault.domain.keyring import KeyState
 
 
 class PostgresStoreAndFeed(PostgresAuthority):
@@ -85,6 +88,18 @@ def registry(database: Database) -> PostgresWatcherRegistry:
 
 class TestPostgresKeyringStore(KeyringStoreContract):
     """The keyring on Postgres."""
+
+    @pytest.mark.parametrize(("purpose", "state"), [(99, 2), (1, 99)])
+    async def test_what_a_newer_release_stored_is_passed_over(
+        self, store: PostgresStore, purpose: int, state: int
+    ) -> None:
+        """A purpose or a state that this release does not know is no reason not to start."""
+        records = await wrap_new_keys("test", KeyPurpose, ROOT)
+        await store.keyring.create(records)
+        await store.database.execute(
+            "INSERT INTO keyring_keys VALUES ($1, 7, $2, 'file:other', '\\x00', '\\x00')", purpose, state
+        )
+        assert await store.keyring.load() == records
 
 
 class TestPostgresAuthority(AuthorityStoreContract):

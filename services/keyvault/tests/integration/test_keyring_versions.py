@@ -9,7 +9,8 @@ import asyncpg
 
 from keyvault.adapters.root_keys.file import FileRootKey
 from keyvault.domain.envelope import wrapped_kek_version
-from keyvault.domain.keyring import KeyPurpose, new_record
+from keyvault.domain.keyring import KeyPurpose, draw_key
+from keyvault.usecases.hold_keyring import wrap_key
 from servicekit.secrets import Secret
 from services.keyvault.tests.integration.vault import SECRET, agent_item, create_request, owner
 from testkit.waiting import eventually
@@ -24,7 +25,7 @@ ROOT = FileRootKey(Secret(bytes.fromhex("5f" * 32)))
 
 async def promote(vault: Vault, purpose: KeyPurpose) -> None:
     """Make a version 2 PRIMARY in the database, as another replica would."""
-    made = new_record("test", purpose, version=2, root=ROOT, root_key_id=ROOT.root_key_id)
+    made = await wrap_key("test", draw_key(purpose, version=2), ROOT)
     await vault.forge("UPDATE keyring_keys SET state = 3 WHERE purpose = $1", int(purpose))
     await vault.forge(
         "INSERT INTO keyring_keys VALUES ($1, 2, 2, $2, $3, $4)",

@@ -8,7 +8,7 @@ from typing import Any
 from keyvault.adapters.root_keys.file import FileRootKey
 from keyvault.domain.authority import RowSeal
 from keyvault.domain.bindings import AgentBinding, StoredBinding
-from keyvault.domain.keyring import Keyring, new_records, unlock
+from keyvault.domain.keyring import KeyPurpose, Keyring, draw_key, make_record, unlock
 from keyvault.domain.ownership import Account, AccountKind, Holder, Scope
 from keyvault.domain.provider_keys import Custody, KeyState, ProviderKey, StoredKey
 from servicekit.secrets import Secret
@@ -68,5 +68,7 @@ def stored_binding(agent_id: str = "agent-1", owner_id: str = "owner-1", audit_i
 
 def keyring(deployment: str = "test") -> Keyring:
     """Return a fresh keyring."""
-    records = new_records(deployment, root=ROOT, root_key_id=ROOT.root_key_id)
-    return unlock(deployment, records, lambda _: ROOT)
+    keys = [draw_key(purpose, version=1) for purpose in KeyPurpose]
+    return unlock(
+        deployment, [(make_record(deployment, key, root_key_id="test", wrapped_key=b""), key.key) for key in keys]
+    )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING
 
 import pytest
 
+from keyvault.adapters.memory import MemoryKeyringStore
 from keyvault.adapters.root_keys.file import FileRootKey, read_root_key
 from keyvault.domain.errors import (
     KekVersionUnavailableError,
@@ -17,19 +19,21 @@ from keyvault.domain.errors import (
 )
 from keyvault.domain.keyring import (
     KeyPurpose,
-    KeyringRecord,
+    Keyring,
     KeyState,
+    draw_key,
     ensure_transition,
-    new_record,
-    new_records,
+    make_record,
     unlock,
 )
+from keyvault.usecases.hold_keyring import HoldKeyring, unwrap_records, wrap_key, wrap_new_keys
 from servicekit.secrets import Secret
 from services.keyvault.tests.unit.builders import ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+OTHER_ROOT = FileRootKey(Secret(bytes(32)))
 ALLOWED = {
     (KeyState.STAGED, KeyState.PRIMARY),
     (KeyState.PRIMARY, KeyState.DECRYPT_ONLY),
@@ -39,11 +43,13 @@ ALLOWED = {
 }
 
 
-def kek_in(state: KeyState) -> list[KeyringRecord]:
+def kek_in(state: KeyState) -> Keyring:
     """Return a ring whose KEK version 1 stands in `state`, beside a primary version 2."""
-    records = new_records("test", root=ROOT, root_key_id=ROOT.root_key_id)
-    records[0] = replace(records[0], state=state)
-    return [*records, new_record("test", KeyPurpose.KEK, version=2, root=ROOT, root_key_id=ROOT.root_key_id)]
+    keys = [draw_key(KeyPurpose.KEK, version=1, state=state), draw_key(KeyPurpose.KEK, version=2)]
+    keys += [draw_key(purpose, version=1) for purpose in KeyPurpose if purpose is not KeyPurpose.KEK]
+    return unlock(
+        "test", [(make_record("test", key, root_key_id=ROOT.root_key_id, wrapped_key=b""), key.key) for key in keys]
+    )
 
 
 @pytest.mark.parametrize(("old", "new"), list(product(KeyState, KeyState)))
@@ -56,10 +62,10 @@ def test_only_the_drawn_transitions_are_allowed(old: KeyState, new: KeyState) ->
             ensure_transition(old, new)
 
 
-@pytest.mark.parametrize("state", [KeyState.STAGED, KeyState.DISABLED, KeyState.DESTROYED])
+@pytest.mark.parametrize("state", [KeyState.STAGED, KeyState.DISABLED])
 def test_a_version_that_may_not_unwrap_does_not(state: KeyState) -> None:
-    """STAGED, DISABLED and DESTROYED versions are a typed error, never an empty result."""
-    ring = unlock("test", kek_in(state), lambda _: ROOT)
+    """STAGED and DISABLED versions are a typed error, never an empty result."""
+    ring = kek_in(state)
     with pytest.raises(KekVersionUnavailableError) as caught:
         ring.kek(1)
     assert caught.value.facts == {"kek_version": 1}
@@ -68,46 +74,100 @@ def test_a_version_that_may_not_unwrap_does_not(state: KeyState) -> None:
 
 def test_a_decrypt_only_version_unwraps() -> None:
     """What was wrapped before a promotion opens after it."""
-    assert unlock("test", kek_in(KeyState.DECRYPT_ONLY), lambda _: ROOT).kek(1).version == 1
+    assert kek_in(KeyState.DECRYPT_ONLY).kek(1).version == 1
 
 
 def test_two_primaries_are_a_damaged_ring() -> None:
     """A ring with two primary versions of one key is not served with."""
     with pytest.raises(KeyringUnusableError):
-        unlock("test", kek_in(KeyState.PRIMARY), lambda _: ROOT)
+        kek_in(KeyState.PRIMARY)
 
 
-def test_another_root_key_unlocks_nothing() -> None:
-    """A ring wrapped by one root key is refused with another."""
-    records = new_records("test", root=ROOT, root_key_id=ROOT.root_key_id)
+async def test_a_destroyed_version_is_not_unwrapped() -> None:
+    """What is left of a destroyed version is passed over, and asking for it is a typed error."""
+    records = await wrap_new_keys("test", KeyPurpose, ROOT)
+    gone = replace(records[0], state=KeyState.DESTROYED, wrapped_key=b"", version=1)
+    primary = await wrap_key("test", draw_key(KeyPurpose.KEK, version=2), ROOT)
+    ring = await unwrap_records("test", [gone, primary, *records[1:]], [ROOT])
+    with pytest.raises(KekVersionUnavailableError):
+        ring.kek(1)
+    assert ring.primary_kek().version == 2
+
+
+async def test_another_root_key_unlocks_nothing() -> None:
+    """A ring wrapped by one root key is refused with another, also when that one claims to be the first."""
+    records = await wrap_new_keys("test", KeyPurpose, ROOT)
+    with pytest.raises(RootKeyUnusableError) as caught:
+        await unwrap_records("test", records, [OTHER_ROOT])
+    assert caught.value.facts == {"root_key_id": ROOT.root_key_id}
+    claimed = [replace(record, root_key_id=OTHER_ROOT.root_key_id) for record in records]
     with pytest.raises(RootKeyUnusableError):
-        unlock("test", records, lambda _: FileRootKey(Secret(bytes(32))))
+        await unwrap_records("test", claimed, [OTHER_ROOT])
 
 
-def test_another_deployment_unlocks_nothing() -> None:
+async def test_either_of_two_root_keys_unlocks_what_it_wrapped() -> None:
+    """In the middle of a rotation the ring is wrapped by two root keys, and whole."""
+    records = await wrap_new_keys("test", KeyPurpose, ROOT)
+    records[1:] = (await wrap_new_keys("test", KeyPurpose, OTHER_ROOT))[1:]
+    ring = await unwrap_records("test", records, [ROOT, OTHER_ROOT])
+    assert all(ring.probe_canaries().values())
+    with pytest.raises(RootKeyUnusableError):
+        await unwrap_records("test", records, [ROOT])
+
+
+async def test_another_deployment_unlocks_nothing() -> None:
     """A ring does not serve a deployment that it was not made for."""
-    records = new_records("test", root=ROOT, root_key_id=ROOT.root_key_id)
+    records = await wrap_new_keys("test", KeyPurpose, ROOT)
     with pytest.raises(RootKeyUnusableError):
-        unlock("other", records, lambda _: ROOT)
+        await unwrap_records("other", records, [ROOT])
 
 
-def test_keys_of_the_ring_do_not_change_places() -> None:
+async def test_keys_of_the_ring_do_not_change_places() -> None:
     """The wrapped key of one purpose is refused in the row of another."""
-    records = new_records("test", root=ROOT, root_key_id=ROOT.root_key_id)
+    records = await wrap_new_keys("test", KeyPurpose, ROOT)
     records[0] = replace(records[0], wrapped_key=records[1].wrapped_key)
     with pytest.raises(RootKeyUnusableError):
-        unlock("test", records, lambda _: ROOT)
+        await unwrap_records("test", records, [ROOT])
 
 
-def test_a_broken_canary_of_the_primary_kek_is_found() -> None:
+async def test_a_broken_canary_of_the_primary_kek_is_found() -> None:
     """A ring whose primary KEK does not open its canary is not served with; an intact one is."""
-    records = new_records("test", root=ROOT, root_key_id=ROOT.root_key_id)
-    unlock("test", records, lambda _: ROOT).check_primary_kek()
+    records = await wrap_new_keys("test", KeyPurpose, ROOT)
+    (await unwrap_records("test", records, [ROOT])).check_primary_kek()
     records[0] = replace(records[0], canary=records[1].canary)
-    ring = unlock("test", records, lambda _: ROOT)
+    ring = await unwrap_records("test", records, [ROOT])
     with pytest.raises(KeyringUnusableError):
         ring.check_primary_kek()
     assert ring.probe_canaries() == {(purpose, 1): purpose is not KeyPurpose.KEK for purpose in KeyPurpose}
+
+
+async def test_a_ring_of_an_older_release_gets_what_is_new() -> None:
+    """The start adds the purpose that came later, keeps every key that is there, and does so once."""
+    store = MemoryKeyringStore()
+    old = await wrap_new_keys("test", [purpose for purpose in KeyPurpose if purpose is not KeyPurpose.CHECKPOINT], ROOT)
+    await store.create(old)
+    for _ in range(2):
+        ring = await HoldKeyring(store, root=ROOT, deployment="test").unlock()
+        assert [(key.purpose, key.version) for key in store.records] == [(purpose, 1) for purpose in KeyPurpose]
+        assert store.records[:-1] == old
+        assert all(ring.probe_canaries().values())
+
+
+@pytest.mark.parametrize("lost", [purpose for purpose in KeyPurpose if purpose is not KeyPurpose.CHECKPOINT])
+async def test_a_purpose_that_was_lost_is_not_made_anew(lost: KeyPurpose) -> None:
+    """A ring that lacks what every release has is damaged; a fresh key in its place would hide that."""
+    store = MemoryKeyringStore()
+    store.records = [record for record in await wrap_new_keys("test", KeyPurpose, ROOT) if record.purpose is not lost]
+    with pytest.raises(KeyringUnusableError):
+        await HoldKeyring(store, root=ROOT, deployment="test").unlock()
+
+
+async def test_replicas_that_start_together_hold_one_ring() -> None:
+    """However many make a first keyring at once, all go on with the one that was stored."""
+    store = MemoryKeyringStore()
+    holders = [HoldKeyring(store, root=ROOT, deployment="test") for _ in range(4)]
+    rings = await asyncio.gather(*(holder.unlock() for holder in holders))
+    assert len({ring.primary_kek().key.reveal() for ring in rings}) == 1
 
 
 def test_a_root_key_file_is_read(tmp_path: Path) -> None:

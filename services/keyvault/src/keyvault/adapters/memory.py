@@ -63,10 +63,10 @@ class MemoryKeyringStore(KeyringStore):
 
     @override
     async def create(self, records: Sequence[KeyringRecord]) -> bool:
-        if self.records:
-            return False
-        self.records = list(records)
-        return True
+        stored = {(record.purpose, record.version) for record in self.records}
+        new = [record for record in records if (record.purpose, record.version) not in stored]
+        self.records = sorted([*self.records, *new], key=lambda record: (record.purpose, record.version))
+        return len(new) > 0
 
     def is_primary(self, purpose: KeyPurpose, version: int) -> bool:
         """Return whether this version is stored as PRIMARY."""

@@ -18,9 +18,11 @@ from keyvault.domain.errors import (
     KeyringStateError,
     KeyringUnusableError,
     LeaseBoundReachedError,
+    LeaseUnknownError,
     ProviderKeyNotFoundError,
     ProviderKeyRevokedError,
     RequestIdReusedError,
+    RootKeyUnavailableError,
     RootKeyUnusableError,
     SchemaNotReadyError,
     SealedSecretInvalidError,
@@ -48,6 +50,7 @@ ERRORS: Final = ErrorTable(
         KekNotPrimaryError: WireError(_Code.UNAVAILABLE, "KEK_UNAVAILABLE"),
         KeyringUnusableError: WireError(_Code.UNAVAILABLE, "KEK_UNAVAILABLE", ("kek_version",)),
         RootKeyUnusableError: WireError(_Code.UNAVAILABLE, "KEK_UNAVAILABLE"),
+        RootKeyUnavailableError: WireError(_Code.UNAVAILABLE, "ROOT_KEY_UNAVAILABLE", ("root_key_id",)),
         KeyringStateError: WireError(_Code.UNAVAILABLE, "KEK_UNAVAILABLE"),
         SchemaNotReadyError: WireError(_Code.UNAVAILABLE, "AUDIT_UNAVAILABLE"),
         # A change that could not be appended for the changes of others is as good as a log that is busy: retry.
@@ -55,6 +58,7 @@ ERRORS: Final = ErrorTable(
         AuditUnavailableError: WireError(_Code.UNAVAILABLE, "AUDIT_UNAVAILABLE"),
         # The log and what it is about are one database: when that is away, no entry can be made durable.
         UnavailableError: WireError(_Code.UNAVAILABLE, "AUDIT_UNAVAILABLE"),
+        LeaseUnknownError: WireError(_Code.NOT_FOUND, "LEASE_UNKNOWN", ("lease_id",)),
         LeaseBoundReachedError: WireError(_Code.RESOURCE_EXHAUSTED, "OVERLOADED"),
         SealedSecretInvalidError: WireError(_Code.INVALID_ARGUMENT, "SEALED_SECRET_INVALID"),
     },

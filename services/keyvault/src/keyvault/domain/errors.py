@@ -61,12 +61,20 @@ class RootKeyUnusableError(DomainError):
     """The root key cannot be read, is malformed, or is not the one that wrapped the keyring."""
 
 
+class RootKeyUnavailableError(UnavailableError):
+    """Where the root key lives cannot be reached in time, throttles, or refuses this service."""
+
+
 class StaleAuthorityError(DomainError):
     """Authority changed again and again between reading and appending, or the log ran past every window."""
 
 
 class AuditUnavailableError(UnavailableError):
     """The audit entry could not be made durable, so nothing was changed and no secret left."""
+
+
+class LeaseUnknownError(DomainError):
+    """The reporting process was granted no such lease on this version of the key."""
 
 
 class LeaseBoundReachedError(DomainError):

@@ -16,7 +16,7 @@ import enum
 import hmac
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from keyvault.domain import envelope
 from keyvault.domain.canonical import encode_fields
@@ -30,7 +30,7 @@ from keyvault.domain.errors import (
 from servicekit.secrets import Secret
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
 
 class KeyPurpose(enum.IntEnum):
@@ -40,6 +40,7 @@ class KeyPurpose(enum.IntEnum):
     AUTHORITY_MAC = 2
     EQUALITY_MAC = 3
     SUBMISSION = 4
+    CHECKPOINT = 5
 
 
 class KeyState(enum.IntEnum):
@@ -62,19 +63,10 @@ _TRANSITIONS: Final = frozenset(
     }
 )
 _USABLE: Final = frozenset({KeyState.PRIMARY, KeyState.DECRYPT_ONLY})
+# Purposes that came after the first release: a ring without one is of a database from before, and gets it at the start.
+# A ring without any other purpose has lost it; a key made in its place would hide that, and open nothing.
+_LATER_PURPOSES: Final = frozenset({KeyPurpose.CHECKPOINT})
 _CANARY: Final = b"byok/keyring/v1/canary".ljust(KEY_BYTES, b".")
-
-
-class KeyWrapper(Protocol):
-    """What the root key does for the ring."""
-
-    def wrap(self, key: Secret, associated_data: bytes) -> bytes:
-        """Return `key` wrapped, bound to `associated_data`."""
-        ...
-
-    def unwrap(self, wrapped: bytes, associated_data: bytes) -> Secret:
-        """Return the key in `wrapped`. Raises EnvelopeCorruptError for any other root key, bytes or associated data."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,23 +103,26 @@ def record_associated_data(deployment: str, purpose: KeyPurpose, version: int) -
     return encode_fields("byok/keyring/v1/key", (deployment, int(purpose), version))
 
 
-def new_records(deployment: str, *, root: KeyWrapper, root_key_id: str) -> list[KeyringRecord]:
-    """Return a first keyring: version 1 of every purpose, drawn at random, wrapped by `root`."""
-    return [new_record(deployment, purpose, version=1, root=root, root_key_id=root_key_id) for purpose in KeyPurpose]
+def missing_purposes(records: Collection[KeyringRecord]) -> list[KeyPurpose]:
+    """Return the purposes that are to be made for a deployment with `records`: all, when it has no keyring yet."""
+    present = {record.purpose for record in records}
+    return [purpose for purpose in KeyPurpose if not present or (purpose in _LATER_PURPOSES and purpose not in present)]
 
 
-def new_record(
-    deployment: str, purpose: KeyPurpose, *, version: int, root: KeyWrapper, root_key_id: str
-) -> KeyringRecord:
-    """Return one new PRIMARY version of `purpose`, drawn at random, wrapped by `root`."""
-    key = Secret(os.urandom(KEY_BYTES))
+def draw_key(purpose: KeyPurpose, *, version: int, state: KeyState = KeyState.PRIMARY) -> KeyringKey:
+    """Return a version of `purpose`, drawn at random."""
+    return KeyringKey(purpose=purpose, version=version, state=state, key=Secret(os.urandom(KEY_BYTES)))
+
+
+def make_record(deployment: str, key: KeyringKey, *, root_key_id: str, wrapped_key: bytes) -> KeyringRecord:
+    """Return how `key` is stored: as `wrapped_key`, bound to `record_associated_data`, beside a canary."""
     return KeyringRecord(
-        purpose=purpose,
-        version=version,
-        state=KeyState.PRIMARY,
+        purpose=key.purpose,
+        version=key.version,
+        state=key.state,
         root_key_id=root_key_id,
-        wrapped_key=root.wrap(key, record_associated_data(deployment, purpose, version)),
-        canary=_make_canary(deployment, KeyringKey(purpose, version, KeyState.PRIMARY, key)),
+        wrapped_key=wrapped_key,
+        canary=_make_canary(deployment, key),
     )
 
 
@@ -195,6 +190,11 @@ class Keyring:
             raise KekVersionUnavailableError(message, kek_version=version)
         return context.copy()
 
+    def usable_versions(self, purpose: KeyPurpose) -> list[int]:
+        """Return the versions of `purpose` that verify or unwrap, newest first."""
+        versions = self._keys[purpose].items()
+        return sorted((version for version, key in versions if key.state in _USABLE), reverse=True)
+
     def key(self, purpose: KeyPurpose, version: int) -> KeyringKey:
         """Return one usable version of `purpose`.
 
@@ -224,29 +224,20 @@ class Keyring:
             raise KeyringUnusableError(message, kek_version=key.version)
 
 
-def unlock(deployment: str, records: Iterable[KeyringRecord], root_for: Callable[[str], KeyWrapper]) -> Keyring:
-    """Return the keyring in `records`, unwrapped by the root keys that `root_for` returns for their ids.
+def unlock(deployment: str, unwrapped: Iterable[tuple[KeyringRecord, Secret]]) -> Keyring:
+    """Return the keyring of stored records and what each holds. DESTROYED versions have no key left, and no place here.
 
-    DESTROYED versions have no key left and are passed over; DISABLED ones are unwrapped, but the ring refuses their
-    use.
+    DISABLED versions have one, but the ring refuses their use.
 
     Raises:
-        EnvelopeCorruptError: a record was wrapped by another root key, or for another deployment.
-        KeyringUnusableError: a purpose has no primary version.
+        KeyringUnusableError: a purpose has no primary version, or more than one.
     """
-    stored = [record for record in records if record.state is not KeyState.DESTROYED]
-    keys = [
-        KeyringKey(
-            purpose=record.purpose,
-            version=record.version,
-            state=record.state,
-            key=root_for(record.root_key_id).unwrap(
-                record.wrapped_key, record_associated_data(deployment, record.purpose, record.version)
-            ),
-        )
-        for record in stored
-    ]
-    ring = Keyring(deployment, keys, {(int(record.purpose), record.version): record.canary for record in stored})
+    pairs = list(unwrapped)
+    ring = Keyring(
+        deployment,
+        [KeyringKey(purpose=each.purpose, version=each.version, state=each.state, key=key) for each, key in pairs],
+        {(int(record.purpose), record.version): record.canary for record, _ in pairs},
+    )
     for purpose in KeyPurpose:
         ring.primary(purpose)
     return ring

@@ -14,10 +14,13 @@ if TYPE_CHECKING:
 
     from keyvault.adapters.postgres.pool import Database
 
+# A newer release may have stored purposes and states that this one has no use for: they are passed over.
 _LOAD: Final = """
-    SELECT purpose, version, state, root_key_id, wrapped_key, canary FROM keyring_keys ORDER BY purpose, version
+    SELECT purpose, version, state, root_key_id, wrapped_key, canary FROM keyring_keys
+    WHERE purpose = ANY($1::smallint[]) AND state = ANY($2::smallint[]) ORDER BY purpose, version
 """
 # One statement: of two replicas that start at once, the second finds the rows of the first and inserts none of its own.
+# Both insert in the order of purposes, so neither waits for the other while it holds what that one wants.
 _CREATE: Final = """
     INSERT INTO keyring_keys (purpose, version, state, root_key_id, wrapped_key, canary)
     SELECT * FROM unnest($1::smallint[], $2::integer[], $3::smallint[], $4::text[], $5::bytea[], $6::bytea[])
@@ -44,7 +47,7 @@ class PostgresKeyringStore(KeyringStore):
                 wrapped_key=row["wrapped_key"],
                 canary=row["canary"],
             )
-            for row in await self._database.fetch(_LOAD)
+            for row in await self._database.fetch(_LOAD, list(KeyPurpose), list(KeyState))
         ]
 
     @override

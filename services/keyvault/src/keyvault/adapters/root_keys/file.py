@@ -41,11 +41,11 @@ class FileRootKey(RootKey):
         return self._root_key_id
 
     @override
-    def wrap(self, key: Secret, associated_data: bytes) -> bytes:
+    async def wrap(self, key: Secret, associated_data: bytes) -> bytes:
         return wrap_dek(key, associated_data=associated_data, kek=self._kek)
 
     @override
-    def unwrap(self, wrapped: bytes, associated_data: bytes) -> Secret:
+    async def unwrap(self, wrapped: bytes, associated_data: bytes) -> Secret:
         try:
             return unwrap_dek(wrapped, associated_data=associated_data, kek=self._kek)
         except EnvelopeCorruptError:
