@@ -312,8 +312,8 @@ async def test_many_calls_at_once_are_all_answered(customer: Owner, router: Rout
 @pytest.mark.asyncio(loop_scope="function")
 async def test_a_caller_cannot_drain_the_vault(start_vault: Callable[..., Awaitable[Vault]]) -> None:
     """Distinct keys a minute are bounded, the excess is typed and alarmed, and known keys go on."""
+    customers = [Owner(await start_vault()) for _ in range(3)]
     vault = await start_vault(leases=LeaseSettings(distinct_keys_per_minute_max=2))
-    customers = [Owner(vault) for _ in range(3)]
     for customer in customers:
         await customer.bind()
         await customer.key()

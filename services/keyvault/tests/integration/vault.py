@@ -23,6 +23,7 @@ from byok.keyvault.v1 import (
 )
 from byok.type.v1 import account_pb2, operation_pb2
 from keyvault.app import serve
+from keyvault.domain.ownership import AccountKind
 from keyvault.settings import Settings
 from servicekit.channels import open_channel
 from servicekit.clock import SystemClock
@@ -100,6 +101,7 @@ def revoke_request(key_id: str, **fields: Any) -> key_service_pb2.RevokeKeyReque
 class RouterProcess:
     """One Router incarnation: its key pair, and how it opens what it is leased."""
 
+    vault: Vault
     leases: Any
     holder: str = field(default_factory=new_id)
     key: X25519PrivateKey = field(default_factory=X25519PrivateKey.generate)
@@ -121,13 +123,22 @@ class RouterProcess:
         info = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
         return list(lease_pb2.SealedLeases.FromString(SUITE.decrypt(response.sealed_leases, self.key, info)).leases)
 
-    async def validate(self, key_id: str, key_version: int = 1, verdict: int = 1) -> provider_key_pb2.ProviderKey:
-        """Report what a test call of a key found; that it works, unless told otherwise."""
+    async def lease_for_validation(self, key_id: str) -> lease_pb2.Lease:
+        """Lease a key for its test call, on behalf of whoever owns it."""
+        purpose = lease_pb2.ValidationPurpose(key_id=key_id, acting_for=await self.vault.principal_of(key_id))
+        result = (await self.acquire(lease_pb2.LeaseItem(validation=purpose))).results[0]
+        assert result.WhichOneof("result") == "lease", result
+        return result.lease
+
+    async def validate(self, key_id: str, key_version: int = 0, verdict: int = 1) -> provider_key_pb2.ProviderKey:
+        """Test a key and report what was found; that its present secret works, unless told otherwise."""
+        lease = await self.lease_for_validation(key_id)
         request = lease_service_pb2.ReportValidationRequest(
             request_id=new_id(),
-            lease_id=new_id(),
+            holder=self.holder,
+            lease_id=lease.lease_id,
             key_id=key_id,
-            key_version=key_version,
+            key_version=key_version or lease.key_version,
             verdict=verdict,  # type: ignore[arg-type]  # unknown numbers are sent on purpose
         )
         key: provider_key_pb2.ProviderKey = (await self.leases.ReportValidation(request)).key
@@ -165,7 +176,7 @@ class Vault:
 
     async def router(self) -> RouterProcess:
         """Return a new Router process."""
-        return RouterProcess(await self.leases())
+        return RouterProcess(self, await self.leases())
 
     async def bind(
         self, agent_id: str = "agent-1", owner_id: str = "owner-1", **fields: Any
@@ -186,6 +197,19 @@ class Vault:
         """Create a key and report that it works."""
         created = await (await self.keys()).CreateKey(create_request(**fields))
         return await (await self.router()).validate(created.key.key_id)
+
+    async def principal_of(self, key_id: str) -> account_pb2.Principal:
+        """Return somebody who may act on a key."""
+        rows = await self.sql(
+            "SELECT owner_kind, owner_id FROM agent_ai_keys WHERE provider_key_id = $1 AND superseded_index IS NULL",
+            key_id,
+        )
+        kind, party_id = (AccountKind(rows[0]["owner_kind"]), rows[0]["owner_id"]) if rows else (AccountKind.OWNER, "")
+        if kind is AccountKind.PLATFORM:
+            return account_pb2.Principal(operator_id="op")
+        if kind is AccountKind.ORGANIZATION:
+            return account_pb2.Principal(owner_id="member", organization_ids=[party_id])
+        return owner(party_id or "nobody")
 
     async def sql(self, query: str, *args: object) -> list[asyncpg.Record]:
         """Read the database."""

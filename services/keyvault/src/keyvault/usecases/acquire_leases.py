@@ -19,6 +19,7 @@ from keyvault.domain.errors import (
     LeaseBoundReachedError,
     StaleAuthorityError,
 )
+from keyvault.domain.lease_ids import new_lease_id
 from keyvault.domain.leases import (
     AgentPurpose,
     DistinctKeyBound,
@@ -38,7 +39,6 @@ from keyvault.domain.provider_keys import Operation, StoredKey
 from keyvault.ports import AppendedLease, AuthorityQuery, LeaseGrant
 from keyvault.usecases.verify_rows import reloading
 from servicekit.errors import DomainError
-from servicekit.ids import new_uuid7
 from servicekit.secrets import Secret
 
 if TYPE_CHECKING:
@@ -253,7 +253,17 @@ class AcquireLeases:
 
     async def _append(self, chosen: Sequence[tuple[_Asked, Selection]]) -> list[_Asked]:
         now = self._clock.now()
-        lease_ids = [new_uuid7(now) for _ in chosen]
+        ring = self._keyring.current()
+        lease_ids = [
+            new_lease_id(
+                ring,
+                holder=asked.call.holder,
+                provider_key_id=selection.key.key.provider_key_id,
+                key_version=selection.key.key.key_version,
+                now=now,
+            )
+            for asked, selection in chosen
+        ]
         grants = [
             LeaseGrant(
                 agent_id=selection.agent_id,

@@ -133,6 +133,7 @@ class KeyVaultClient:
             explanation=report.explanation,
             models=report.models,
             operations=[OPERATIONS[operation] for operation in report.operations],
+            holder=self._holder,
         )
         try:
             response = await self._stub.ReportValidation(request)

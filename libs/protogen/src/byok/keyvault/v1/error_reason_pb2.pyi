@@ -88,6 +88,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE. The root key cannot be reached, or refuses. Metadata: `rootKeyId`."""
     ERROR_REASON_ERASURE_NOT_FOUND: _ErrorReason.ValueType  # 27
     """NOT_FOUND. No erasure of this owner was asked for."""
+    ERROR_REASON_LEASE_UNKNOWN: _ErrorReason.ValueType  # 28
+    """NOT_FOUND. This Router process was granted no such lease on this key version. Metadata: `leaseId`."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why KeyVault refused. `google.rpc.ErrorInfo.reason` is the value's name
@@ -160,4 +162,6 @@ ERROR_REASON_ROOT_KEY_UNAVAILABLE: ErrorReason.ValueType  # 26
 """UNAVAILABLE. The root key cannot be reached, or refuses. Metadata: `rootKeyId`."""
 ERROR_REASON_ERASURE_NOT_FOUND: ErrorReason.ValueType  # 27
 """NOT_FOUND. No erasure of this owner was asked for."""
+ERROR_REASON_LEASE_UNKNOWN: ErrorReason.ValueType  # 28
+"""NOT_FOUND. This Router process was granted no such lease on this key version. Metadata: `leaseId`."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -106,6 +106,7 @@ class LeaseServiceServicer:
     def ReportOutcomes(self, request, context):
         """Reports how provider calls went. Moves key states and cool-downs; a late
         report of an older key version never changes the newer one. Safe to repeat.
+        Errors of an outcome: LEASE_UNKNOWN, PROVIDER_KEY_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -114,7 +115,8 @@ class LeaseServiceServicer:
     def ReportValidation(self, request, context):
         """Reports the result of a test call and changes the key's state before it
         answers. Idempotent by `request_id`.
-        Errors: PROVIDER_KEY_NOT_FOUND, PROVIDER_KEY_REVOKED, AUDIT_UNAVAILABLE.
+        Errors: LEASE_UNKNOWN, PROVIDER_KEY_NOT_FOUND, PROVIDER_KEY_REVOKED,
+        AUDIT_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

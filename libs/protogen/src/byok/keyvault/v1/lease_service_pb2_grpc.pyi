@@ -39,11 +39,13 @@ class LeaseServiceStub:
     ReportOutcomes: _aio.UnaryUnaryMultiCallable[_lease_service_pb2.ReportOutcomesRequest, _lease_service_pb2.ReportOutcomesResponse]
     """Reports how provider calls went. Moves key states and cool-downs; a late
     report of an older key version never changes the newer one. Safe to repeat.
+    Errors of an outcome: LEASE_UNKNOWN, PROVIDER_KEY_NOT_FOUND.
     """
     ReportValidation: _aio.UnaryUnaryMultiCallable[_lease_service_pb2.ReportValidationRequest, _lease_service_pb2.ReportValidationResponse]
     """Reports the result of a test call and changes the key's state before it
     answers. Idempotent by `request_id`.
-    Errors: PROVIDER_KEY_NOT_FOUND, PROVIDER_KEY_REVOKED, AUDIT_UNAVAILABLE.
+    Errors: LEASE_UNKNOWN, PROVIDER_KEY_NOT_FOUND, PROVIDER_KEY_REVOKED,
+    AUDIT_UNAVAILABLE.
     """
     WatchAuthority: _aio.StreamStreamMultiCallable[_lease_service_pb2.WatchAuthorityRequest, _lease_service_pb2.WatchAuthorityResponse]
     """Streams every change of authority. The first request is `hello`; the first
@@ -100,6 +102,7 @@ class LeaseServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_lease_service_pb2.ReportOutcomesResponse]:
         """Reports how provider calls went. Moves key states and cool-downs; a late
         report of an older key version never changes the newer one. Safe to repeat.
+        Errors of an outcome: LEASE_UNKNOWN, PROVIDER_KEY_NOT_FOUND.
         """
 
     @_abc_1.abstractmethod
@@ -110,7 +113,8 @@ class LeaseServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_lease_service_pb2.ReportValidationResponse]:
         """Reports the result of a test call and changes the key's state before it
         answers. Idempotent by `request_id`.
-        Errors: PROVIDER_KEY_NOT_FOUND, PROVIDER_KEY_REVOKED, AUDIT_UNAVAILABLE.
+        Errors: LEASE_UNKNOWN, PROVIDER_KEY_NOT_FOUND, PROVIDER_KEY_REVOKED,
+        AUDIT_UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod
