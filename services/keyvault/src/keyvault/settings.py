@@ -83,6 +83,9 @@ class KeySettings(SettingsGroup):
     """How long a throttled key rests when the provider does not say."""
     quota_exhausted_rest: PositiveDuration = timedelta(minutes=15)
     """How long a key rests whose daily quota is used up, when the provider does not say."""
+    rejection_grace: PositiveDuration = timedelta(seconds=60)
+    """How long a provider must reject a working key's calls, without one success, until it is INVALID without a test
+    call; shorter than a vendor's worst fault, and every key is out of use after it."""
 
 
 class Settings(ServiceSettings):

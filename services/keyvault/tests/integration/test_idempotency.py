@@ -160,9 +160,11 @@ async def test_validations_replay(shared_vault: Vault) -> None:
     """The report of a test call is taken once."""
     keys, leases = await shared_vault.keys(), await shared_vault.leases()
     key = (await keys.CreateKey(create_request(acting_for=owner(name("owner"))))).key
+    router = await shared_vault.router()
     request = lease_service_pb2.ReportValidationRequest(
         request_id=new_id(),
-        lease_id=new_id(),
+        holder=router.holder,
+        lease_id=(await router.lease_for_validation(key.key_id)).lease_id,
         key_id=key.key_id,
         key_version=1,
         verdict=lease_service_pb2.VALIDATION_VERDICT_VALID,

@@ -11,9 +11,10 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import asyncpg
+from google.protobuf.duration_pb2 import Duration
 
 from byok.keyvault.v1 import lease_pb2, lease_service_pb2
-from services.keyvault.tests.integration.vault import agent_item, create_request, new_id, revoke_request
+from services.keyvault.tests.integration.vault import agent_item, create_request, revoke_request
 from testkit.waiting import eventually
 
 if TYPE_CHECKING:
@@ -120,16 +121,24 @@ async def test_leases_and_changes_at_once_stay_in_order(vault: Vault) -> None:
 async def test_many_reports_of_one_key_are_all_taken(vault: Vault) -> None:
     """Reports that race for one row are settled one after another, none lost and none refused."""
     key = await vault.working_key()
-    leases = await vault.leases()
-    kinds = [lease_service_pb2.OUTCOME_KIND_NO_CREDIT, lease_service_pb2.OUTCOME_KIND_KEY_REJECTED] * 8
+    router = await vault.router()
+    lease_id = (await router.lease_for_validation(key.key_id)).lease_id
     requests = [
         lease_service_pb2.ReportOutcomesRequest(
-            holder=new_id(),
-            outcomes=[lease_service_pb2.LeaseOutcome(lease_id=new_id(), key_id=key.key_id, key_version=1, kind=kind)],
+            holder=router.holder,
+            outcomes=[
+                lease_service_pb2.LeaseOutcome(
+                    lease_id=lease_id,
+                    key_id=key.key_id,
+                    key_version=1,
+                    kind=lease_service_pb2.OUTCOME_KIND_RATE_LIMITED,
+                    retry_after=Duration(seconds=10 * number),
+                )
+            ],
         )
-        for kind in kinds
+        for number in range(1, 17)
     ]
-    answers = await asyncio.gather(*(leases.ReportOutcomes(request) for request in requests))
+    answers = await asyncio.gather(*(router.leases.ReportOutcomes(request) for request in requests))
     settled = [answer for answer in answers if answer.results[0].WhichOneof("result") == "state"]
     assert settled
     rows = await vault.sql("SELECT count(*) FROM agent_ai_keys WHERE superseded_index IS NULL")

@@ -76,8 +76,10 @@ async def router(shared_vault: Vault) -> RouterProcess:
 
 async def report(router: RouterProcess, key: provider_key_pb2.ProviderKey, kind: Any, **fields: Any) -> int:
     """Report how a call on a key went, and return the key's state."""
+    if "lease_id" not in fields:
+        fields["lease_id"] = (await router.lease_for_validation(key.key_id)).lease_id
     outcome = lease_service_pb2.LeaseOutcome(
-        lease_id=new_id(), key_id=key.key_id, **({"key_version": key.key_version, "kind": kind} | fields)
+        key_id=key.key_id, **({"key_version": key.key_version, "kind": kind} | fields)
     )
     request = lease_service_pb2.ReportOutcomesRequest(holder=router.holder, outcomes=[outcome])
     state: int = (await router.leases.ReportOutcomes(request)).results[0].state
@@ -224,15 +226,49 @@ async def test_a_test_call_is_limited_by_the_organization_of_the_agents(
 
 
 async def test_outcomes_move_the_key(customer: Owner, router: RouterProcess) -> None:
-    """Rejected and no credit take a key out of use; a success does not bring it back, a validation does."""
+    """No credit takes a key out of use; no outcome brings it back or makes it worse, a test call does."""
     key = await customer.key()
     kinds = lease_service_pb2.OutcomeKind
     assert await report(router, key, kinds.OUTCOME_KIND_PROVIDER_UNAVAILABLE) == provider_key_pb2.KEY_STATE_ACTIVE
     assert await report(router, key, kinds.OUTCOME_KIND_NO_CREDIT) == provider_key_pb2.KEY_STATE_NO_CREDIT
     assert await report(router, key, kinds.OUTCOME_KIND_SUCCEEDED) == provider_key_pb2.KEY_STATE_NO_CREDIT
-    assert await report(router, key, kinds.OUTCOME_KIND_KEY_REJECTED) == provider_key_pb2.KEY_STATE_INVALID
+    assert await report(router, key, kinds.OUTCOME_KIND_KEY_REJECTED) == provider_key_pb2.KEY_STATE_NO_CREDIT
     assert (await router.acquire(customer.item())).results[0].WhichOneof("result") == "no_usable_key"
     assert (await router.validate(key.key_id)).state == provider_key_pb2.KEY_STATE_ACTIVE
+
+
+async def test_one_rejection_does_not_take_a_key_out_of_use(customer: Owner, router: RouterProcess) -> None:
+    """It fails, and is leased, until a test call says whose fault it was."""
+    key = await customer.key()
+    rejected = lease_service_pb2.OutcomeKind.OUTCOME_KIND_KEY_REJECTED
+    for _ in range(2):
+        assert await report(router, key, rejected) == provider_key_pb2.KEY_STATE_FAILING
+    lease = (await router.acquire(customer.item())).results[0].lease
+    assert (lease.key_id, lease.state) == (key.key_id, provider_key_pb2.KEY_STATE_FAILING)
+    verdict = lease_service_pb2.VALIDATION_VERDICT_REJECTED
+    assert (await router.validate(key.key_id, verdict=verdict)).state == provider_key_pb2.KEY_STATE_INVALID
+
+
+async def test_a_report_on_a_lease_that_was_not_granted_is_refused(
+    shared_vault: Vault, customer: Owner, router: RouterProcess
+) -> None:
+    """Another process's lease, another version, another key and a made-up id say nothing of any key."""
+    key, other = await customer.key(), await customer.key()
+    lease_id = (await router.lease_for_validation(key.key_id)).lease_id
+    no_credit = lease_service_pb2.OutcomeKind.OUTCOME_KIND_NO_CREDIT
+    usual: dict[str, Any] = {"lease_id": lease_id, "key_id": key.key_id, "key_version": 1, "kind": no_credit}
+    changes: list[dict[str, Any]] = [{"lease_id": new_id()}, {"key_version": 2}, {"key_id": other.key_id}]
+    outcomes = [lease_service_pb2.LeaseOutcome(**(usual | change)) for change in changes]
+    thief = await shared_vault.router()
+    for holder, refused in ((router.holder, outcomes), (thief.holder, [lease_service_pb2.LeaseOutcome(**usual)])):
+        request = lease_service_pb2.ReportOutcomesRequest(holder=holder, outcomes=refused)
+        results = (await router.leases.ReportOutcomes(request)).results
+        assert {remote_error(result.error).reason for result in results} == {"LEASE_UNKNOWN"}
+    assert (await router.acquire(customer.item())).results[0].lease.state == provider_key_pb2.KEY_STATE_ACTIVE
+    request = lease_service_pb2.ReportOutcomesRequest(
+        holder=router.holder, outcomes=[lease_service_pb2.LeaseOutcome(**usual)]
+    )
+    assert (await router.leases.ReportOutcomes(request)).results[0].state == provider_key_pb2.KEY_STATE_NO_CREDIT
 
 
 async def test_a_late_outcome_of_an_old_secret_changes_nothing(
@@ -240,6 +276,7 @@ async def test_a_late_outcome_of_an_old_secret_changes_nothing(
 ) -> None:
     """After a replacement, what was called with the old secret says nothing of the new one."""
     key = await customer.key()
+    old = (await router.lease_for_validation(key.key_id)).lease_id
     keys = await shared_vault.keys()
     await keys.ReplaceKeySecret(
         key_service_pb2.ReplaceKeySecretRequest(
@@ -252,7 +289,7 @@ async def test_a_late_outcome_of_an_old_secret_changes_nothing(
     )
     await router.validate(key.key_id, key_version=2)
     rejected = lease_service_pb2.OutcomeKind.OUTCOME_KIND_KEY_REJECTED
-    assert await report(router, key, rejected, key_version=1) == provider_key_pb2.KEY_STATE_ACTIVE
+    assert await report(router, key, rejected, key_version=1, lease_id=old) == provider_key_pb2.KEY_STATE_ACTIVE
     response = await router.acquire(customer.item())
     assert (response.results[0].lease.key_version, router.open(response)[0].secret) == (2, SECRET + b"2")
 

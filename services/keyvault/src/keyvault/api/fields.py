@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from byok.keyvault.v1 import provider_key_pb2
@@ -14,6 +15,8 @@ from servicekit.errors import CallerNotAllowedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from google.protobuf.timestamp_pb2 import Timestamp
 
     from servicekit.identity import Caller
 
@@ -38,6 +41,14 @@ def enum_from(kind: type[AnyEnum], value: int, field: str) -> AnyEnum:
     except ValueError:
         names = ", ".join(member.name for member in kind)
         raise refused(field, "ENUM_UNKNOWN" if value else "REQUIRED", f"Send one of: {names}.") from None
+
+
+def time_from(message: Timestamp, field: str) -> datetime:
+    """Return the time in `message`. Raises InvalidArgumentError when it is none that a calendar has."""
+    try:
+        return message.ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise refused(field, "OUT_OF_RANGE", "Send a time between the years 1 and 9999.") from None
 
 
 def actor_from(actor: str) -> str:

@@ -15,6 +15,7 @@ from keyvault.api.fields import (
     mapping_from,
     principal_from,
     route_to,
+    time_from,
 )
 from keyvault.domain.new_keys import FieldChecks, refused
 from keyvault.domain.ownership import Scope
@@ -47,6 +48,7 @@ def new_key_from(request: key_service_pb2.CreateKeyRequest, caller: Caller) -> N
     scope = checks.run(lambda: enum_from(Scope, request.scope, "scope"))
     mapping = checks.run(lambda: mapping_from(request.mapping))
     custody = checks.run(lambda: _custody_from(request.custody))
+    expire_time = checks.run(lambda: time_from(request.expire_time, "expire_time"))
     secret_input = checks.run(lambda: _secret_from(request))
     checks.conclude()
     if acting_for is None or scope is None or secret_input is None:
@@ -63,6 +65,7 @@ def new_key_from(request: key_service_pb2.CreateKeyRequest, caller: Caller) -> N
         mapping=mapping or (),
         custody=custody or Custody.CACHED,
         secret_input=secret_input,
+        expire_time=expire_time if request.HasField("expire_time") else None,
     )
 
 
@@ -90,6 +93,7 @@ def update_from(request: key_service_pb2.UpdateKeyRequest, caller: Caller) -> Ke
         priority=request.priority,
         mapping=mapping_from(request.mapping),
         custody=_custody_from(request.custody),
+        expire_time=time_from(request.expire_time, "expire_time") if request.HasField("expire_time") else None,
     )
 
 
@@ -157,6 +161,7 @@ def key_to(stored: StoredKey) -> provider_key_pb2.ProviderKey:
         update_time=timestamp_to(key.update_time),
         validate_time=timestamp_to(key.validate_time),
         etag=stored.etag,
+        expire_time=timestamp_to(key.expire_time),
     )
 
 
@@ -197,8 +202,8 @@ def _asker_from(
     )
 
 
-def _custody_from(value: int) -> Custody:
-    return Custody.CACHED if value == 0 else enum_from(Custody, value, "custody")
+def _custody_from(value: int) -> Custody | None:
+    return None if value == 0 else enum_from(Custody, value, "custody")
 
 
 def _secret_from(request: key_service_pb2.CreateKeyRequest | key_service_pb2.ReplaceKeySecretRequest) -> SecretInput:

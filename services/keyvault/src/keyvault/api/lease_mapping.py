@@ -13,6 +13,7 @@ from keyvault.api.errors import ERRORS
 from keyvault.api.fields import account_to, enum_from, principal_from, route_to
 from keyvault.api.key_mapping import timestamp_to
 from keyvault.domain.audit_log import AuditEntry, EntryKind, IndexedEntry
+from keyvault.domain.key_states import ValidationReport
 from keyvault.domain.leases import (
     AgentPurpose,
     EmbeddingSpace,
@@ -23,7 +24,7 @@ from keyvault.domain.leases import (
 )
 from keyvault.domain.new_keys import FieldChecks, refused
 from keyvault.domain.ownership import AccountKind, check_identifier
-from keyvault.domain.provider_keys import KeyState, Operation, Outcome, ValidationReport, Verdict
+from keyvault.domain.provider_keys import KeyState, Operation, Outcome, Verdict
 from keyvault.domain.sealing import parse_recipient, seal_leases
 from keyvault.usecases.acquire_leases import GrantedLease, LeaseCall, NoLease
 from keyvault.usecases.report_outcomes import ReportedOutcome
@@ -95,10 +96,10 @@ def outcomes_from(request: lease_service_pb2.ReportOutcomesRequest) -> list[Repo
     Raises:
         InvalidArgumentError: the holder or the number of outcomes does not fit.
     """
-    holder_from(request.holder, "holder")
+    holder = holder_from(request.holder, "holder")
     if not 1 <= len(request.outcomes) <= OUTCOMES_MAX:
         raise refused("outcomes", "COUNT_OUT_OF_RANGE", f"Send 1 to {OUTCOMES_MAX} outcomes.")
-    return [_outcome_from(each, f"outcomes[{position}]") for position, each in enumerate(request.outcomes)]
+    return [_outcome_from(each, holder, f"outcomes[{position}]") for position, each in enumerate(request.outcomes)]
 
 
 def outcome_to(state: KeyState | DomainError) -> lease_service_pb2.LeaseOutcomeResult:
@@ -113,6 +114,7 @@ def validation_from(request: lease_service_pb2.ReportValidationRequest, caller: 
     return ReportedValidation(
         request_id=request.request_id,
         caller=caller.uri,
+        holder=holder_from(request.holder, "holder"),
         lease_id=check_identifier("lease_id", request.lease_id),
         provider_key_id=check_identifier("key_id", request.key_id),
         report=ValidationReport(
@@ -209,7 +211,9 @@ def _operation_from(value: int, field: str) -> Operation:
     return operation
 
 
-def _outcome_from(outcome: lease_service_pb2.LeaseOutcome, field: str) -> ReportedOutcome | InvalidArgumentError:
+def _outcome_from(
+    outcome: lease_service_pb2.LeaseOutcome, holder: str, field: str
+) -> ReportedOutcome | InvalidArgumentError:
     checks = FieldChecks()
     kind = checks.run(lambda: enum_from(Outcome, outcome.kind, f"{field}.kind"))
     checks.run(lambda: check_identifier(f"{field}.lease_id", outcome.lease_id))
@@ -223,6 +227,7 @@ def _outcome_from(outcome: lease_service_pb2.LeaseOutcome, field: str) -> Report
     if kind is None or age is None:
         raise AssertionError("a check that returned nothing did not complain")
     return ReportedOutcome(
+        holder=holder,
         lease_id=outcome.lease_id,
         provider_key_id=outcome.key_id,
         key_version=outcome.key_version,

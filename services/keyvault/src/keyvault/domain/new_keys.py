@@ -11,6 +11,7 @@ from servicekit.errors import FieldViolation, InvalidArgumentError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from datetime import datetime
 
 Checked = TypeVar("Checked")
 
@@ -73,6 +74,17 @@ def check_priority(priority: int | None) -> int:
     if not 0 <= priority <= PRIORITY_MAX:
         raise refused("priority", "PRIORITY_OUT_OF_RANGE", f"Send 0 to {PRIORITY_MAX}; lower is tried first.")
     return priority
+
+
+def check_expire_time(expire_time: datetime | None, now: datetime) -> datetime | None:
+    """Return the time at which a key is to end, None for never.
+
+    Raises:
+        InvalidArgumentError: it is not in the future.
+    """
+    if expire_time is not None and expire_time <= now:
+        raise refused("expire_time", "TIME_NOT_IN_FUTURE", "Send a time in the future, or leave it out for never.")
+    return expire_time
 
 
 def check_mapping(

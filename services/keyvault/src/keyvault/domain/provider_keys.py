@@ -1,21 +1,12 @@
-"""A provider key without its secret: its fields, its states, and the canonical record that is authenticated.
+"""A provider key without its secret: its fields, and the canonical record that is authenticated.
 
-States (cooling down is a time, not a state)::
-
-    PENDING_VALIDATION ──valid──▶ ACTIVE ◀──succeeded, valid── FAILING
-            │                       │ └──────inconclusive──────▶ │
-            ├──rejected──▶ INVALID ◀┴────────rejected────────────┤
-            └──no credit─▶ NO_CREDIT ◀───────no credit───────────┘
-    INVALID, NO_CREDIT ──valid──▶ ACTIVE       any but REVOKED ──secret replaced──▶ PENDING_VALIDATION
-    any ──revoked──▶ REVOKED, from which nothing leads
-
-ACTIVE and FAILING are leased for operations; every state but REVOKED is leased for validation.
+What moves a key from one state to another is drawn in `key_states`.
 """
 
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
@@ -57,6 +48,7 @@ class KeyState(enum.IntEnum):
     FAILING = 3
     NO_CREDIT = 4
     INVALID = 5
+    EXPIRED = 6
     REVOKED = 7
 
 
@@ -131,6 +123,12 @@ class ProviderKey:
     create_time: datetime
     update_time: datetime
     validate_time: datetime | None
+    state_time: datetime | None = None
+    """When it came into its state; unset for a key that is as it was created."""
+    rejected_time: datetime | None = None
+    """When the provider first rejected it since it last worked."""
+    expire_time: datetime | None = None
+    """When it ends by itself; unset for never."""
 
     def route(self, operation: Operation) -> OperationRoute | None:
         """Return the route that the mapping names for `operation`, or None when the catalogue's default serves it."""
@@ -150,6 +148,10 @@ class ProviderKey:
     def is_cooling_down(self, now: datetime) -> bool:
         """Return whether no call may be made before a time that is still to come."""
         return self.cool_down_until is not None and self.cool_down_until > now
+
+    def is_expired(self, now: datetime) -> bool:
+        """Return whether its time has come. It ends at that moment, whatever its state says by then."""
+        return self.state is KeyState.EXPIRED or (self.expire_time is not None and self.expire_time <= now)
 
     def ensure_not_revoked(self) -> None:
         """Raise ProviderKeyRevokedError when the key is revoked."""
@@ -177,92 +179,6 @@ class StoredKey:
             raise EtagMismatchError(message, provider_key_id=self.key.provider_key_id)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CoolDowns:
-    """How long a key rests when the provider does not say, and the longest that it is believed."""
-
-    rate_limited: timedelta = timedelta(seconds=5)
-    quota_exhausted: timedelta = timedelta(minutes=15)
-    longest: timedelta = timedelta(hours=24)
-    step: timedelta = timedelta(seconds=1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ValidationReport:
-    """What a test call found, for one version of a key."""
-
-    key_version: int
-    verdict: Verdict
-    explanation: str
-    models: tuple[str, ...]
-    operations: tuple[Operation, ...]
-
-
-def after_validation(key: ProviderKey, report: ValidationReport, now: datetime) -> ProviderKey:
-    """Return the key after a test call; a report on an older secret changes nothing.
-
-    Raises:
-        ProviderKeyRevokedError: the key is revoked.
-    """
-    key.ensure_not_revoked()
-    if report.key_version != key.key_version:
-        return key
-    state = _VERDICT_STATES.get(report.verdict) or _INCONCLUSIVE_STATES.get(key.state, key.state)
-    is_valid = report.verdict is Verdict.VALID
-    return replace(
-        key,
-        state=state,
-        state_reason=report.explanation,
-        cool_down_until=None if is_valid else key.cool_down_until,
-        validated_models=report.models if is_valid else key.validated_models,
-        validated_operations=report.operations if is_valid else key.validated_operations,
-        validate_time=now,
-        update_time=now,
-    )
-
-
-def after_outcome(key: ProviderKey, outcome: Outcome, *, rest: timedelta | None, now: datetime) -> ProviderKey:
-    """Return the key after one provider call; `rest` is how long it must not be used, from `now`.
-
-    A revoked key stays as it is, and so does one on which the outcome says nothing.
-    """
-    if key.state is KeyState.REVOKED:
-        return key
-    if outcome is Outcome.SUCCEEDED and key.state is KeyState.FAILING:
-        return replace(key, state=KeyState.ACTIVE, state_reason="", update_time=now)
-    if outcome in _OUTCOME_STATES and key.state is not _OUTCOME_STATES[outcome][0]:
-        state, reason = _OUTCOME_STATES[outcome]
-        return replace(key, state=state, state_reason=reason, update_time=now)
-    if rest is not None:
-        return replace(key, cool_down_until=now + rest, update_time=now)
-    return key
-
-
-def rest_after(
-    key: ProviderKey,
-    outcome: Outcome,
-    *,
-    retry_after: timedelta | None,
-    age: timedelta,
-    now: datetime,
-    rules: CoolDowns,
-) -> timedelta | None:
-    """Return how long the key must rest from `now`, or None when the outcome asks for no longer rest than it has.
-
-    A provider that is never believed beyond `rules.longest` cannot put a key out of use, and a step below which a
-    longer rest is not worth an audit entry keeps a storm of throttled calls from filling the log.
-    """
-    default = {Outcome.RATE_LIMITED: rules.rate_limited, Outcome.QUOTA_EXHAUSTED: rules.quota_exhausted}.get(outcome)
-    if default is None:
-        return None
-    rest = min(retry_after if retry_after is not None else default, rules.longest) - age
-    if rest <= timedelta(0):
-        return None
-    if key.cool_down_until is not None and now + rest < key.cool_down_until + rules.step:
-        return None
-    return rest
-
-
 def encode_key(key: ProviderKey) -> bytes:
     """Return the canonical record of `key`: what its authority HMAC covers, and what is stored."""
     holder = key.holder
@@ -282,15 +198,18 @@ def encode_key(key: ProviderKey) -> bytes:
             int(key.custody),
             int(key.state),
             key.state_reason,
-            _microseconds(key.cool_down_until),
+            time_field(key.cool_down_until),
             key.key_version,
             key.fingerprint,
             key.secret_suffix,
             encode_fields(_LIST_LABEL, key.validated_models),
             encode_fields(_LIST_LABEL, [int(operation) for operation in key.validated_operations]),
-            _microseconds(key.create_time),
-            _microseconds(key.update_time),
-            _microseconds(key.validate_time),
+            time_field(key.create_time),
+            time_field(key.update_time),
+            time_field(key.validate_time),
+            time_field(key.state_time),
+            time_field(key.rejected_time),
+            time_field(key.expire_time),
         ),
     )
 
@@ -330,6 +249,9 @@ def _decode_key(read: FieldReader) -> ProviderKey:
         create_time=_time(read.number()) or _EPOCH,
         update_time=_time(read.number()) or _EPOCH,
         validate_time=_time(read.number()),
+        state_time=_time(read.number()),
+        rejected_time=_time(read.number()),
+        expire_time=_time(read.number()),
     )
     read.end()
     return key
@@ -376,24 +298,10 @@ def _decode_route(encoded: bytes) -> OperationRoute:
     return route
 
 
-def _microseconds(time: datetime | None) -> int:
+def time_field(time: datetime | None) -> int:
+    """Return `time` as a field of a canonical form, 0 for none."""
     return 0 if time is None else (time - _EPOCH) // timedelta(microseconds=1)
 
 
 def _time(microseconds: int) -> datetime | None:
     return None if microseconds == 0 else _EPOCH + timedelta(microseconds=microseconds)
-
-
-_VERDICT_STATES: Final = {
-    Verdict.VALID: KeyState.ACTIVE,
-    Verdict.REJECTED: KeyState.INVALID,
-    Verdict.NO_CREDIT: KeyState.NO_CREDIT,
-}
-_INCONCLUSIVE_STATES: Final = {KeyState.ACTIVE: KeyState.FAILING}
-_OUTCOME_STATES: Final = {
-    Outcome.KEY_REJECTED: (KeyState.INVALID, "The provider rejects the key. Replace its secret."),
-    Outcome.NO_CREDIT: (
-        KeyState.NO_CREDIT,
-        "The provider says that the account has no credit. Top it up, then validate.",
-    ),
-}

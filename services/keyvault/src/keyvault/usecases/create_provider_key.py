@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
 from keyvault.domain.audit_log import EntryKind
+from keyvault.domain.key_states import PENDING_REASON
 from keyvault.domain.new_keys import (
     LABEL_CHARACTERS_MAX,
     FieldChecks,
+    check_expire_time,
     check_mapping,
     check_priority,
     check_text,
@@ -23,6 +26,7 @@ from keyvault.domain.provider_keys import (
     ProviderKey,
     StoredKey,
     encode_mapping,
+    time_field,
 )
 from keyvault.domain.requests import RequestBody, request_body
 from keyvault.domain.submitted_secrets import Adjustment, SubmittedSecret
@@ -32,8 +36,6 @@ from keyvault.usecases.open_submission import OpenSubmission, SecretInput, Submi
 from servicekit.ids import check_request_id, new_uuid7
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from keyvault.ports import Capabilities, ProviderKeyStore
     from keyvault.usecases.agent_bindings import AgentBindings
     from keyvault.usecases.check_base_url import CheckBaseUrl
@@ -57,6 +59,7 @@ class NewKey:
     mapping: tuple[OperationRoute, ...]
     custody: Custody
     secret_input: SecretInput
+    expire_time: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,7 @@ class PrepareKey:
         base_url = checks.run(lambda: self._check_base_url(asked.provider, asked.base_url))
         label = checks.run(lambda: check_text("label", asked.label, characters_max=LABEL_CHARACTERS_MAX))
         priority = checks.run(lambda: check_priority(asked.priority))
+        checks.run(lambda: check_expire_time(asked.expire_time, now))
         why_unable = partial(self._capabilities.why_unable, asked.provider, base_url or "")
         mapping = checks.run(lambda: check_mapping(asked.mapping, why_unable))
         submitted = checks.run(
@@ -122,7 +126,7 @@ class PrepareKey:
             mapping=mapping,
             custody=asked.custody,
             state=KeyState.PENDING_VALIDATION,
-            state_reason="Not validated yet.",
+            state_reason=PENDING_REASON,
             cool_down_until=None,
             key_version=1,
             fingerprint=fingerprint.digest,
@@ -132,6 +136,7 @@ class PrepareKey:
             create_time=now,
             update_time=now,
             validate_time=None,
+            expire_time=asked.expire_time,
         )
         return key, submitted
 
@@ -223,6 +228,7 @@ def _body(asked: NewKey, submitted: SubmittedSecret) -> RequestBody:
             -1 if asked.priority is None else asked.priority,
             encode_mapping(asked.mapping),
             int(asked.custody),
+            time_field(asked.expire_time),
             submitted.secret.reveal(),
         ),
     )

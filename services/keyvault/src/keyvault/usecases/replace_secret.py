@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from keyvault.domain.audit_log import EntryKind
+from keyvault.domain.key_states import with_new_secret
 from keyvault.domain.new_keys import FieldChecks
-from keyvault.domain.provider_keys import KeyState, ProviderKey, StoredKey
 from keyvault.domain.requests import RequestBody, request_body
 from keyvault.usecases.change_provider_keys import Asker, ProviderKeys, key_entry
 from keyvault.usecases.create_provider_key import ChangedKey
@@ -17,6 +17,7 @@ from servicekit.ids import check_request_id
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from keyvault.domain.provider_keys import ProviderKey, StoredKey
     from keyvault.domain.submitted_secrets import SubmittedSecret
     from keyvault.ports import PutResult
     from keyvault.usecases.check_base_url import CheckBaseUrl
@@ -84,18 +85,10 @@ class ReplaceSecret:
             present.key.ensure_not_revoked()
             present.ensure_etag(asked.etag)
             key = replace(
-                present.key,
+                with_new_secret(present.key, now),
                 base_url=base_url or present.key.base_url,
-                key_version=present.key.key_version + 1,
-                state=KeyState.PENDING_VALIDATION,
-                state_reason="Not validated yet.",
-                cool_down_until=None,
                 fingerprint=fingerprint.digest,
                 secret_suffix=fingerprint.suffix,
-                validated_models=(),
-                validated_operations=(),
-                validate_time=None,
-                update_time=now,
             )
             details = (("fingerprint", key.fingerprint), ("request_id", asked.request_id))
             return await self._keys.write(

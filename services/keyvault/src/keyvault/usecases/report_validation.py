@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Final
 
 from keyvault.domain.audit_log import EntryKind
 from keyvault.domain.errors import ProviderKeyNotFoundError
+from keyvault.domain.key_states import ValidationReport, after_validation, state_details
+from keyvault.domain.lease_ids import ensure_granted
 from keyvault.domain.new_keys import FieldChecks, check_text
 from keyvault.domain.ownership import Principal
-from keyvault.domain.provider_keys import StoredKey, ValidationReport, after_validation
 from keyvault.domain.requests import RequestBody, request_body
 from keyvault.usecases.change_provider_keys import Asker, key_entry
 from servicekit.ids import check_request_id
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from keyvault.domain.canonical import Field
-    from keyvault.ports import ProviderKeyStore, PutResult
+    from keyvault.domain.provider_keys import StoredKey
+    from keyvault.ports import KeyringSource, ProviderKeyStore, PutResult
     from keyvault.usecases.change_provider_keys import ProviderKeys
     from keyvault.usecases.verify_rows import VerifyRows
     from servicekit.clock import Clock
@@ -35,6 +37,7 @@ class ReportedValidation:
 
     request_id: str
     caller: str
+    holder: str
     lease_id: str
     provider_key_id: str
     report: ValidationReport
@@ -43,8 +46,17 @@ class ReportedValidation:
 class ReportValidation:
     """Takes the report of one test call."""
 
-    def __init__(self, *, store: ProviderKeyStore, keys: ProviderKeys, verify: VerifyRows, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        store: ProviderKeyStore,
+        keys: ProviderKeys,
+        verify: VerifyRows,
+        keyring: KeyringSource,
+        clock: Clock,
+    ) -> None:
         """Change the key through `keys`."""
+        self._keyring = keyring
         self._store = store
         self._keys = keys
         self._verify = verify
@@ -55,6 +67,7 @@ class ReportValidation:
 
         Raises:
             InvalidArgumentError: naming every field that does not fit.
+            LeaseUnknownError: the holder was granted no such lease on this version of the key.
             RequestIdReusedError: the request id was used with another body.
             ProviderKeyNotFoundError: there is no such key.
             ProviderKeyRevokedError: the key is revoked.
@@ -62,6 +75,13 @@ class ReportValidation:
         """
         now = self._clock.now()
         _check(asked, now)
+        ensure_granted(
+            self._keyring.current(),
+            asked.lease_id,
+            holder=asked.holder,
+            provider_key_id=asked.provider_key_id,
+            key_version=asked.report.key_version,
+        )
         body = _body(asked)
         replayed = await self._keys.replayed(body)
         if replayed is not None:
@@ -76,7 +96,11 @@ class ReportValidation:
             if key is present.key:
                 return present
             asker = Asker(caller=asked.caller, actor="", acting_for=Principal())
-            details = (("lease_id", asked.lease_id), ("verdict", asked.report.verdict.name))
+            details = (
+                ("lease_id", asked.lease_id),
+                ("verdict", asked.report.verdict.name),
+                *state_details(present.key, key),
+            )
             return await self._keys.write(
                 key,
                 expected_index=present.seal.audit_index,

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from byok.keyvault.v1 import lease_service_pb2, lease_service_pb2_grpc
 from keyvault.api.errors import ERRORS
 from keyvault.api.lease_servicer import LeaseServicer, LeaseUseCases
+from keyvault.domain.errors import AuditUnavailableError
+from keyvault.domain.key_states import CoolDowns, HealthRules
 from keyvault.domain.leases import DistinctKeyBound
-from keyvault.domain.provider_keys import CoolDowns
 from keyvault.usecases.acquire_leases import AcquireLeases, GrantedLease, LeaseCall, LeaseOutcome, NoLease
 from keyvault.usecases.report_outcomes import ReportOutcomes
 from keyvault.usecases.report_validation import ReportValidation
 from keyvault.usecases.watch_authority import WatchHub, WatchLimits
 from keyvault.wiring.base import provider_keys, report_corruption
+from servicekit.calls import call_deadline
 from servicekit.coalescer import Coalescer, CoalescerLimits
 from servicekit.server import ServedService
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from keyvault.wiring.base import Base
     from servicekit.metrics import Metrics
@@ -90,6 +93,25 @@ def _counter(metrics: Metrics) -> Callable[[list[LeaseOutcome]], None]:
     return count
 
 
+def _in_time(
+    coalescer: Coalescer[LeaseCall, list[LeaseOutcome]], at_most: timedelta
+) -> Callable[[LeaseCall], Awaitable[list[LeaseOutcome]]]:
+    """Return what gives a caller its own outcome, or tells it in its own time that the log did not answer.
+
+    A batch serves many calls and knows the deadline of none.
+    """
+
+    async def acquire(call: LeaseCall) -> list[LeaseOutcome]:
+        # Twice the time of a statement: a batch reads, and then appends.
+        patience = timedelta(seconds=call_deadline(2 * at_most))
+        try:
+            return await coalescer.submit(call, patience=patience)
+        except TimeoutError:
+            raise AuditUnavailableError("the log did not answer in time, so nothing was leased; retry") from None
+
+    return acquire
+
+
 def _wipe(_call: LeaseCall, outcome: list[LeaseOutcome] | Exception) -> None:
     """Wipe the secrets of leases whose caller has gone."""
     if isinstance(outcome, list):
@@ -102,11 +124,11 @@ def _usecases(
     base: Base, metrics: Metrics, *, hub: WatchHub, coalescer: Coalescer[LeaseCall, list[LeaseOutcome]]
 ) -> LeaseUseCases:
     keys = provider_keys(base)
-    rules = CoolDowns(
+    cool_downs = CoolDowns(
         rate_limited=base.settings.keys.rate_limited_rest, quota_exhausted=base.settings.keys.quota_exhausted_rest
     )
     return LeaseUseCases(
-        acquire=coalescer.submit,
+        acquire=_in_time(coalescer, base.settings.postgres.statement_timeout),
         count=_counter(metrics),
         report_outcomes=ReportOutcomes(
             store=base.authority,
@@ -114,9 +136,12 @@ def _usecases(
             write=keys.write,
             keyring=base.keyring,
             clock=base.clock,
-            rules=rules,
+            cool_downs=cool_downs,
+            rules=HealthRules(rejection_grace=base.settings.keys.rejection_grace),
         ),
-        report_validation=ReportValidation(store=base.authority, keys=keys, verify=base.verify, clock=base.clock),
+        report_validation=ReportValidation(
+            store=base.authority, keys=keys, verify=base.verify, keyring=base.keyring, clock=base.clock
+        ),
         hub=hub,
         keyring=base.keyring,
     )
