@@ -7,11 +7,11 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
-PACKAGES := libs/protogen libs/servicekit libs/client libs/catalogue libs/testkit services/keyvault services/router services/metering
+PACKAGES := libs/protogen libs/servicekit libs/client libs/catalogue libs/transparency libs/testkit services/keyvault services/router services/metering
 
 SERVICES := keyvault router metering
 # What an image holds beside a service's own lock; built from this tree, so never locked.
-OWN     := byok-catalogue byok-protogen byok-servicekit
+OWN     := byok-catalogue byok-protogen byok-servicekit byok-transparency
 COMPILE := $(BIN)/uv pip compile -q --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links
 
 export PYTHONDONTWRITEBYTECODE := 1

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 # Built from this tree into every image, so no lock names them.
-OWN = {"servicekit", "catalogue", "byok", "google"}
+OWN = {"servicekit", "catalogue", "transparency", "byok", "google"}
 
 
 def locked(service: str) -> set[str]:
@@ -22,7 +22,12 @@ def locked(service: str) -> set[str]:
 def imported(service: str) -> set[str]:
     """Return the top-level packages outside the standard library that a service and its libs import."""
     graph = grimp.build_graph(
-        service, "servicekit", "catalogue", include_external_packages=True, cache_dir=str(ROOT / ".cache" / "grimp")
+        service,
+        "servicekit",
+        "catalogue",
+        "transparency",
+        include_external_packages=True,
+        cache_dir=str(ROOT / ".cache" / "grimp"),
     )
     reached = {service, *graph.find_descendants(service)}
     reached |= {module for each in set(reached) for module in graph.find_upstream_modules(each)}
