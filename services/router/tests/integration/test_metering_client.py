@@ -15,6 +15,7 @@ from router.domain.receipts import Settlement
 from router.domain.refusals import (
     CallClosedError,
     CapReachedError,
+    CustodyLogRolledBackError,
     InProgressError,
     KeyRequiredError,
     RequestIdReusedError,
@@ -63,6 +64,7 @@ async def test_many_calls_share_batches() -> None:
         (refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED"), RouterOverloadedError),
         (refusal(grpc.StatusCode.FAILED_PRECONDITION, "PLATFORM_NOT_PAYING"), KeyRequiredError),
         (refusal(grpc.StatusCode.UNAVAILABLE, "REBUILDING"), SuiteUnavailableError),
+        (refusal(grpc.StatusCode.FAILED_PRECONDITION, "CUSTODY_LOG_ROLLED_BACK"), CustodyLogRolledBackError),
     ],
 )
 async def test_a_denial_is_typed(status: Status, expected: type[RouterError]) -> None:

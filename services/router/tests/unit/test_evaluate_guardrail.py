@@ -16,6 +16,7 @@ from router.domain.refusals import (
     AnswerMalformedError,
     CapReachedError,
     ContentHeldError,
+    CustodyLogRolledBackError,
     InProgressError,
     KeyRequiredError,
     ModelNotCapableError,
@@ -141,6 +142,19 @@ async def test_a_cap_stops_the_call_before_it_is_made(bench: Workbench) -> None:
     assert refused.value.retry_after is None
     assert refused.value.report is not None
     assert refused.value.report.settlement is Settlement.NOT_RESERVED
+
+
+async def test_a_rolled_back_custody_log_holds_and_no_other_payer_is_tried(bench: Workbench) -> None:
+    """Neither another key of the owner nor the platform's, which its policy would let pay, is asked for."""
+    bench.keys.leases.append(bench.lease("key-2"))
+    bench.keys.platform = [bench.lease("platform-key", owned_by=Account(AccountKind.PLATFORM, ""))]
+    bench.admission.platform_pays = True
+    bench.admission.refusal = CustodyLogRolledBackError()
+    with pytest.raises(CustodyLogRolledBackError) as refused:
+        await bench.evaluate_guardrail(bench.guardrail(), deadline=bench.deadline)
+    assert (bench.provider.requests, len(bench.keys.queries)) == ([], 1)
+    assert refused.value.report is not None
+    assert (refused.value.report.retryable, refused.value.report.settlement) == (False, Settlement.NOT_RESERVED)
 
 
 @pytest.mark.parametrize(

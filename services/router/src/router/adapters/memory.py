@@ -94,6 +94,7 @@ class MemoryAdmission(Admission):
     clock: Clock
     cap_nano_usd: int = 10**12
     platform_pays: bool = False
+    refusal: Exception | None = None
     used_nano_usd: int = 0
     holds: dict[str, int] = field(default_factory=dict)
     reserves: list[Reserve] = field(default_factory=list)
@@ -103,6 +104,8 @@ class MemoryAdmission(Admission):
 
     @override
     async def reserve(self, reserve: Reserve, /) -> Grant | FinalOutcome:
+        if self.refusal is not None:
+            raise self.refusal
         attribution = reserve.attribution
         operation = self.operations.setdefault(
             (reserve.request_id, attribution.agent_id), _Operation(reserve.body_hash)

@@ -15,6 +15,7 @@ from router.domain.refusals import (
     AgentNotFoundError,
     CallClosedError,
     CapReachedError,
+    CustodyLogRolledBackError,
     InProgressError,
     KeyRequiredError,
     RequestIdReusedError,
@@ -27,6 +28,8 @@ from router.messages import OPERATIONS, PAYERS, account_message, payer_of, subje
 from servicekit.errors import QuotaViolation
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from router.domain.reservations import Attribution, Charge, Release, Reserve
     from servicekit.wire import RemoteError
 
@@ -40,6 +43,12 @@ _CAP_FACTS: Final = {
     "limit": "limit",
     "scope": "scope",
     "window": "window",
+}
+# Refusals that say everything by their reason.
+_PLAIN_REFUSALS: Final[dict[str, Callable[[], RouterError]]] = {
+    "REQUEST_ID_REUSED": RequestIdReusedError,
+    "RESERVATION_CLOSED": CallClosedError,
+    "CUSTODY_LOG_ROLLED_BACK": CustodyLogRolledBackError,
 }
 _RETRY_AFTER: Final = timedelta(seconds=1)
 # Both directions by plain arithmetic: the conversions of protobuf's own types cost twelve microseconds a call.
@@ -150,15 +159,14 @@ def final_outcome_of_settlement(message: reservation_pb2.SettleItem, body_hash: 
 
 def refusal_by_metering(error: RemoteError, *, agent_id: str, cause: PlatformCause | None) -> RouterError:
     """Return what Metering's refusal means for our caller."""
+    plain = _PLAIN_REFUSALS.get(error.reason)
+    if plain is not None:
+        return plain()
     match error.reason:
         case "CAP_REACHED":
             return _cap_reached(error)
         case "PLATFORM_NOT_PAYING":
             return KeyRequiredError(cause=cause or PlatformCause.NO_KEY)
-        case "REQUEST_ID_REUSED":
-            return RequestIdReusedError()
-        case "RESERVATION_CLOSED":
-            return CallClosedError()
         case "IN_PROGRESS":
             return InProgressError(retry_after=error.retry_after or _RETRY_AFTER)
         case "AGENT_NOT_FOUND" | "ACCOUNT_NOT_FOUND":

@@ -63,6 +63,7 @@ _ROWS: Final[dict[type[DomainError], WireError]] = {
     refusals.CallClosedError: WireError(_UNAVAILABLE, "SUITE_UNAVAILABLE"),
     refusals.PriceUnknownError: WireError(_PRECONDITION, "PRICE_UNKNOWN", _MODEL),
     refusals.EgressForbiddenError: WireError(_PRECONDITION, "EGRESS_REFUSED", ("host",)),
+    refusals.CustodyLogRolledBackError: WireError(_PRECONDITION, "CUSTODY_LOG_ROLLED_BACK"),
     refusals.KeyCorruptError: WireError(grpc.StatusCode.DATA_LOSS, "KEY_CORRUPT", _KEY),
     # What servicekit raises when this process itself has no room or is stopping.
     UnavailableError: WireError(_UNAVAILABLE, "SUITE_UNAVAILABLE"),

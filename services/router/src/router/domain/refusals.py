@@ -175,6 +175,17 @@ class EmbeddingSpaceUnavailableError(RouterError):
         )
 
 
+class CustodyLogRolledBackError(RouterError):
+    """KeyVault's audit log is not the one that was witnessed, so that keys which were revoked may be in force again."""
+
+    def __init__(self) -> None:
+        """Say that only an operator can help; no key and no payer makes a difference."""
+        super().__init__(
+            "The vault's audit log was rolled back. Nothing is admitted until an operator has accepted it: hold the "
+            "content."
+        )
+
+
 class AnswerNotKeptError(RouterError):
     """The operation was done and paid, and its answer is not kept."""
 
