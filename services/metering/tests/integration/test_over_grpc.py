@@ -310,7 +310,7 @@ async def test_a_forged_place_in_the_ledger_is_a_bad_token(served: Served) -> No
     operator = await served.client("operator")
     await register(operator, "forged", "forged-agent")
     request = usage_service_pb2.ListLedgerEntriesRequest(account=account_of("forged"), acting_for=OPERATOR)
-    bound_to = ("ListLedgerEntries", account_key(AccountKind.OWNER, "forged"), "", "", "None/None")
+    bound_to = ("ListLedgerEntries", account_key(AccountKind.OWNER, "forged"), "", "", "", "None/None")
     request.page_token = page_token(f"9.{new_id()}", *bound_to)
     assert not (await operator.usage.ListLedgerEntries(request)).entries
     request.page_token = page_token("soon.after", *bound_to)

@@ -94,9 +94,17 @@ class UsageServicer(usage_service_pb2_grpc.UsageServiceServicer):
             end=time_from(request.end_time, "end_time"),
             agent_id=optional_identifier(request.agent_id, "agent_id"),
             request_id=request.request_id,
+            lease_id=optional_identifier(request.lease_id, "lease_id"),
         )
         count = page_size(request.page_size)
-        bound_to = ("ListLedgerEntries", query.account, query.agent_id, query.request_id, f"{query.start}/{query.end}")
+        bound_to = (
+            "ListLedgerEntries",
+            query.account,
+            query.agent_id,
+            query.request_id,
+            query.lease_id,
+            f"{query.start}/{query.end}",
+        )
         after = position_of(request.page_token, *bound_to)
         if after and not _POSITION.fullmatch(after):
             raise invalid_page_token()

@@ -27,6 +27,7 @@ class UsageQuery(msgspec.Struct, frozen=True, kw_only=True):
     end: datetime | None
     agent_id: str = ""
     request_id: str = ""
+    lease_id: str = ""
     group_by: tuple[Dimension, ...] = ()
     time_zone: str = "UTC"
 
