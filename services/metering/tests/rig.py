@@ -16,6 +16,7 @@ from pydantic import SecretStr
 from typing_extensions import override
 
 from metering.adapters.postgres.connection import open_database
+from metering.adapters.postgres.custody import PostgresCustodyWitnesses
 from metering.adapters.postgres.directory import PostgresDirectory, PostgresRequests
 from metering.adapters.postgres.ledger import PostgresLedger
 from metering.adapters.postgres.licences import PostgresLicences
@@ -35,7 +36,14 @@ from metering.domain.limits import OWN_PAYERS, Limit, Scope
 from metering.domain.principals import Principal
 from metering.domain.reservations import Call, Estimate, ReleaseCommand, ReserveCommand, SettleCommand
 from metering.ports import AgentBinder
-from metering.settings import DefaultsSettings, LicenceSettings, PostgresSettings, RedisSettings, Settings
+from metering.settings import (
+    CustodySettings,
+    DefaultsSettings,
+    LicenceSettings,
+    PostgresSettings,
+    RedisSettings,
+    Settings,
+)
 from metering.usecases.register_agent import AgentRegistration
 from metering.usecases.reserve_batch import Grant, ReserveRequest, ReserveResult
 from metering.usecases.settle_batch import SettleResult
@@ -43,6 +51,7 @@ from servicekit.clock import Clock, SystemClock
 from servicekit.ids import new_uuid7
 from servicekit.settings import PeerSettings, ServerSettings, TlsSettings
 from services.metering.tests.calls import facts_of
+from services.metering.tests.custody import AuditLog, MemoryCustodyLog
 
 BIG = 2**50
 NO_FILE = Path("/nonexistent")
@@ -252,7 +261,9 @@ def owner(identifier: str = "owner-1") -> AccountKey:
     return account_key(AccountKind.OWNER, identifier)
 
 
-def settings_for(dsn: str, redis_url: str, *, life: timedelta = timedelta(seconds=30)) -> Settings:
+def settings_for(
+    dsn: str, redis_url: str, *, life: timedelta = timedelta(seconds=30), custody: CustodySettings | None = None
+) -> Settings:
     """Return settings of a replica that is not served over the network."""
     tls = TlsSettings(certificate_file=NO_FILE, private_key_file=NO_FILE, ca_file=NO_FILE)
     return Settings(
@@ -261,17 +272,24 @@ def settings_for(dsn: str, redis_url: str, *, life: timedelta = timedelta(second
         redis=RedisSettings(url=SecretStr(redis_url)),
         keyvault=PeerSettings(target="unused:1"),
         licence=LicenceSettings(life=life),
+        custody=custody or CustodySettings(),
         defaults=DefaultsSettings(daily_cost_cap_nano_usd=BIG),
     )
 
 
 @asynccontextmanager
 async def open_rig(
-    dsn: str, redis_url: str, *, clock: Clock | None = None, life: timedelta = timedelta(seconds=30)
+    dsn: str,
+    redis_url: str,
+    *,
+    clock: Clock | None = None,
+    life: timedelta = timedelta(seconds=30),
+    log: AuditLog | None = None,
+    custody: CustodySettings | None = None,
 ) -> AsyncIterator[Rig]:
     """Open a replica on a migrated database, with its licence but without running workers."""
     used = clock or SystemClock()
-    settings = settings_for(dsn, redis_url, life=life)
+    settings = settings_for(dsn, redis_url, life=life, custody=custody)
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(
             open_database(dsn, pool_max=4, command_timeout=timedelta(seconds=10), acquire_timeout=timedelta(seconds=2))
@@ -292,10 +310,13 @@ async def open_rig(
             requests=PostgresRequests(database),
             licences=PostgresLicences(database),
             ledger=PostgresLedger(database),
+            witnesses=PostgresCustodyWitnesses(database),
+            custody_log=MemoryCustodyLog(log or AuditLog(1)),
             binder=RecordingBinder(),
         )
         replica = Replica(settings, stores, used)
         await replica.maintenance.round()
+        await replica.custody.look()
         yield Rig(replica, dsn, redis_url, used)
 
 

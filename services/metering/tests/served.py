@@ -1,4 +1,4 @@
-"""Metering as real processes over mutual TLS, beside a KeyVault that only binds agents.
+"""Metering as real processes over mutual TLS, beside a KeyVault that only binds agents and shows its audit log.
 
 Importable by tests as `services.metering.tests.served`.
 """
@@ -13,7 +13,7 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 from typing_extensions import override
 
-from byok.keyvault.v1 import key_service_pb2, key_service_pb2_grpc, provider_key_pb2
+from byok.keyvault.v1 import audit_service_pb2_grpc, key_service_pb2, key_service_pb2_grpc, provider_key_pb2
 from byok.metering.v1 import (
     account_service_pb2,
     account_service_pb2_grpc,
@@ -33,6 +33,7 @@ from servicekit.metrics import Metrics
 from servicekit.server import GrpcServer
 from servicekit.settings import ServerSettings, TlsSettings
 from servicekit.wire import ErrorTable
+from services.metering.tests.custody import AuditLog, AuditLogOnTheWire
 from testkit.pki import ThrowawayCa
 from testkit.stack.services import Service, ServiceProcess
 
@@ -76,6 +77,7 @@ class Served:
     def __init__(self, replicas: list[ServiceProcess], ca: ThrowawayCa, stack: AsyncExitStack) -> None:
         self.replicas = replicas
         self.keyvault = BindingKeyVault()  # type: ignore[abstract]  # it refuses every other RPC
+        self.log = AuditLog(1)
         self._ca = ca
         self._stack = stack
 
@@ -93,7 +95,7 @@ async def serve(
     """Run replicas for as long as the context lasts."""
     async with AsyncExitStack() as stack:
         served = Served([], ca, stack)
-        keyvault = await stack.enter_async_context(_keyvault(served.keyvault, ca))
+        keyvault = await stack.enter_async_context(_keyvault(served, ca))
         tls = ca.issue("metering")
         environment = {
             "PATH": os.environ["PATH"],  # noqa: TID251 (the child's, not ours)
@@ -122,22 +124,29 @@ def _end(process: ServiceProcess) -> None:
 
 
 @asynccontextmanager
-async def _keyvault(servicer: BindingKeyVault, ca: ThrowawayCa) -> AsyncIterator[GrpcServer]:
+async def _keyvault(served: Served, ca: ThrowawayCa) -> AsyncIterator[GrpcServer]:
     tls = ca.issue("keyvault")
     settings = ServerSettings(
         tls=TlsSettings(certificate_file=tls.certificate, private_key_file=tls.private_key, ca_file=tls.ca)
     )
     policy = AccessPolicy(
         roles={"metering": ["spiffe://*/ns/*/sa/metering"]},
-        allow={"byok.keyvault.v1.KeyService/BindAgent": ["metering"]},
+        allow={
+            "byok.keyvault.v1.KeyService/BindAgent": ["metering"],
+            "byok.keyvault.v1.AuditService/ReadFeed": ["metering"],
+            "byok.keyvault.v1.AuditService/GetCheckpoint": ["metering"],
+        },
     )
-    add = key_service_pb2_grpc.add_KeyServiceServicer_to_server
+    log = AuditLogOnTheWire(served.log)  # type: ignore[abstract]  # it refuses every other RPC
     async with GrpcServer(
         settings,
         policy=policy,
         errors=ErrorTable("byok.keyvault", {}),
         metrics=Metrics("keyvault"),
-        services=[(add, servicer, "byok.keyvault.v1.KeyService")],
+        services=[
+            (key_service_pb2_grpc.add_KeyServiceServicer_to_server, served.keyvault, "byok.keyvault.v1.KeyService"),
+            (audit_service_pb2_grpc.add_AuditServiceServicer_to_server, log, "byok.keyvault.v1.AuditService"),
+        ],
     ) as server:
         yield server
 

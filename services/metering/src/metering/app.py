@@ -5,7 +5,7 @@ licence is given back), then connections close.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,8 +25,10 @@ from byok.metering.v1 import (
     usage_service_pb2,
     usage_service_pb2_grpc,
 )
+from metering.adapters.custody_log import KeyVaultCustodyLog
 from metering.adapters.keyvault_client import KeyVaultAgentBinder
 from metering.adapters.postgres.connection import Database, open_database
+from metering.adapters.postgres.custody import PostgresCustodyWitnesses
 from metering.adapters.postgres.directory import PostgresDirectory, PostgresRequests
 from metering.adapters.postgres.ledger import PostgresLedger
 from metering.adapters.postgres.licences import PostgresLicences
@@ -44,8 +46,10 @@ from metering.api.errors import TABLE
 from metering.api.limit_servicer import LimitServicer, LimitUseCases
 from metering.api.replays import Replays
 from metering.api.usage_servicer import UsageServicer, UsageUseCases
-from metering.ports import AgentBinder
+from metering.domain.custody import CustodyState
+from metering.ports import AgentBinder, CustodyLog
 from metering.settings import Durability, Settings
+from metering.usecases.accept_custody_restore import AcceptCustodyRestore, GetCustodyWitness
 from metering.usecases.admission_gate import AdmissionGate
 from metering.usecases.agent_directory import AgentDirectory, Remembering
 from metering.usecases.change_limits import ApplyLimits, ListLimits, RemoveLimit, SetLimit
@@ -61,14 +65,16 @@ from metering.usecases.release_batch import ReleaseBatch
 from metering.usecases.reserve_batch import ReserveBatch
 from metering.usecases.roll_calendars import RollCalendars
 from metering.usecases.settle_batch import SettleBatch
+from metering.usecases.witness_custody import CustodyPace, WitnessCustody
 from metering.workers.apply_limits import PendingLimits
 from metering.workers.expire import Expirer, ExpiryPace
 from metering.workers.flush import Flusher, FlushPace
 from metering.workers.maintain import Maintenance
 from metering.workers.rebuild import LicenceKeeper, LicencePace
 from metering.workers.reconcile import Reconciler
+from metering.workers.witness import Witness, WitnessPace
 from servicekit.admin import AdminServer
-from servicekit.channels import open_channel
+from servicekit.channels import RotatingChannel, open_channel
 from servicekit.clock import Clock, SystemClock
 from servicekit.identity import AccessPolicy
 from servicekit.ids import new_uuid7
@@ -84,6 +90,8 @@ _OTHERS_STOP_WITHIN: Final = timedelta(milliseconds=100)
 _OPEN_WITHIN: Final = timedelta(seconds=5)
 _OPEN_LOOK: Final = timedelta(milliseconds=10)
 _KEYVAULT_DEADLINE_MAX: Final = timedelta(seconds=5)
+# The witness must be back before the first leases of a KeyVault that comes back are spent.
+_WITNESS_OPTIONS: Final = (("grpc.max_reconnect_backoff_ms", 200),)
 # A batch of 256 settlements, each with an answer of 16 KiB.
 _SETTLE_BYTES_MAX: Final = 8 * 1024 * 1024
 
@@ -102,6 +110,8 @@ class Stores:
     requests: PostgresRequests
     licences: PostgresLicences
     ledger: PostgresLedger
+    witnesses: PostgresCustodyWitnesses
+    custody_log: CustodyLog
     binder: AgentBinder
 
 
@@ -153,6 +163,20 @@ class Replica:
             limits=stores.limits, apply_limits=self.apply_limits, clock=clock, pace=_PENDING_LIMITS_EVERY
         )
         self.maintenance = Maintenance(ledger=stores.ledger, requests=stores.requests, clock=clock)
+        custody = settings.custody
+        self.custody = WitnessCustody(
+            witnesses=stores.witnesses,
+            log=stores.custody_log,
+            gate=self.gate,
+            clock=clock,
+            pinned_keys=custody.verifier_keys,
+            pace=CustodyPace(read=custody.read_interval),
+        )
+        self.witness = Witness(
+            custody=self.custody,
+            clock=clock,
+            pace=WitnessPace(look=custody.look_interval, read=custody.read_interval, alarm=custody.alarm_after),
+        )
 
     def _new_flusher(self) -> Flusher:
         flush = self.settings.flush
@@ -219,6 +243,13 @@ class Replica:
             get_agent=GetAgent(directory),
             list_agents=ListAgents(directory),
             get_account=GetAccount(directory),
+            get_custody_witness=GetCustodyWitness(self.custody),
+            accept_custody_restore=AcceptCustodyRestore(
+                witness=self.custody,
+                witnesses=self.stores.witnesses,
+                log=self.stores.custody_log,
+                pinned_keys=self.settings.custody.verifier_keys,
+            ),
         )
 
     def limits(self) -> LimitUseCases:
@@ -279,7 +310,7 @@ class Replica:
 
     def describe(self, metrics: Metrics) -> None:
         """Show the replica's gauges."""
-        metrics.gauge("admission_open", "Whether reserves are let in.", lambda: float(self.gate.is_open))
+        metrics.gauge("admission_open", "Whether reserves are let in.", lambda: float(self.gate.is_admitting))
         metrics.gauge("outbox_backlog_records", "Records not in the ledger yet.", lambda: self.flusher.backlog)
         metrics.gauge("ledger_rows_written", "Entries written by this replica.", lambda: self.flusher.rows_written)
         metrics.gauge("partitions_owned", "Partitions flushed by this replica.", lambda: len(self.flusher.partitions))
@@ -287,6 +318,18 @@ class Replica:
         metrics.gauge("limits_drifted", "Counters that differed from the ledger.", lambda: self.reconciler.drifted)
         metrics.gauge("rebuilds_done", "Rebuilds done by this replica.", lambda: self.keeper.rebuilds)
         metrics.gauge("rebuild_seconds", "How long the last rebuild took.", lambda: self.keeper.rebuild_seconds)
+        self._describe_custody(metrics)
+
+    def _describe_custody(self, metrics: Metrics) -> None:
+        custody = self.custody
+        metrics.gauge(
+            "custody_rolled_back",
+            "Whether KeyVault's log contradicts what was witnessed.",
+            lambda: float(custody.record.state is CustodyState.ROLLED_BACK),
+        )
+        metrics.gauge("custody_witnessed_entries", "Entries witnessed.", lambda: custody.record.size)
+        metrics.gauge("custody_witness_age_seconds", "Since the log was last seen.", lambda: custody.age_seconds)
+        metrics.gauge("custody_unsigned_entries", "Entries without a checkpoint.", lambda: custody.unsigned_entries)
 
 
 async def serve(settings: Settings, stop: asyncio.Event, metrics: Metrics) -> None:
@@ -300,6 +343,8 @@ async def serve(settings: Settings, stop: asyncio.Event, metrics: Metrics) -> No
         await replica.stores.control.ensure_keeps_everything()
         await _compare_durability(replica)
         await replica.maintenance.round()
+        # Before anything is admitted: a roll-back that was found before this replica started still stands.
+        await replica.custody.look()
         await _start_workers(replica, stack)
         await _wait_until_open(replica)
         policy = AccessPolicy.load(
@@ -370,13 +415,8 @@ async def open_stores(settings: Settings, stack: AsyncExitStack) -> Stores:
         socket_connect_timeout=store.connect_timeout.total_seconds(),
     )
     stack.push_async_callback(client.aclose)
-    channel = await stack.enter_async_context(
-        open_channel(
-            settings.keyvault.target,
-            (settings.keyvault.tls or settings.server.tls).files(),
-            server_name=settings.keyvault.server_name,
-        )
-    )
+    channel = await _open_keyvault(settings, stack)
+    witness_channel = await _open_keyvault(settings, stack, options=_WITNESS_OPTIONS)
     runner = ScriptRunner(connection)
     return Stores(
         admission=RedisAdmissionStore(runner),
@@ -389,7 +429,19 @@ async def open_stores(settings: Settings, stack: AsyncExitStack) -> Stores:
         requests=PostgresRequests(database),
         licences=PostgresLicences(database),
         ledger=PostgresLedger(database),
+        witnesses=PostgresCustodyWitnesses(database),
+        custody_log=KeyVaultCustodyLog(witness_channel, deadline_max=settings.custody.call_timeout),
         binder=KeyVaultAgentBinder(channel, deadline_max=_KEYVAULT_DEADLINE_MAX),
+    )
+
+
+async def _open_keyvault(
+    settings: Settings, stack: AsyncExitStack, *, options: Sequence[tuple[str, int]] = ()
+) -> RotatingChannel:
+    peer = settings.keyvault
+    tls = (peer.tls or settings.server.tls).files()
+    return await stack.enter_async_context(
+        open_channel(peer.target, tls, server_name=peer.server_name, options=options)
     )
 
 
@@ -402,6 +454,8 @@ async def _start_workers(replica: Replica, stack: AsyncExitStack) -> None:
         ("reconcile", replica.reconciler.run),
         ("apply_limits", replica.pending.run),
         ("maintain", replica.maintenance.run),
+        ("custody_watch", replica.witness.watch),
+        ("custody_witness", replica.witness.run),
     ]
     for name, run in workers:
         stop = asyncio.Event()

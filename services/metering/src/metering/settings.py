@@ -4,10 +4,11 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from servicekit.settings import PeerSettings, PositiveDuration, ServerSettings, ServiceSettings, SettingsGroup
+from transparency.notes import parse_verifier_key
 
 
 class PostgresSettings(SettingsGroup):
@@ -73,6 +74,28 @@ class DirectorySettings(SettingsGroup):
     entries_max: Annotated[int, Field(ge=1)] = 100_000
 
 
+class CustodySettings(SettingsGroup):
+    """How KeyVault's audit log is witnessed."""
+
+    verifier_keys: tuple[str, ...] = ()
+    """C2SP verifier keys of KeyVault's checkpoints. Named here, no other is ever trusted; else the first one seen is,
+    and those that it vouches for."""
+    read_interval: PositiveDuration = timedelta(seconds=1)
+    """How often any of the replicas reads the log. What it loses of the time since then is not found missing."""
+    look_interval: PositiveDuration = timedelta(milliseconds=500)
+    """How often a replica looks for what another one has found."""
+    call_timeout: PositiveDuration = timedelta(seconds=3)
+    alarm_after: PositiveDuration = timedelta(seconds=60)
+    """After so long without a log to witness, or with entries that KeyVault does not sign, it is logged as an error."""
+
+    @field_validator("verifier_keys")
+    @classmethod
+    def _can_be_read(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
+        for key in keys:
+            parse_verifier_key(key)
+        return keys
+
+
 class DefaultsSettings(SettingsGroup):
     """What new accounts start with."""
 
@@ -94,6 +117,7 @@ class Settings(ServiceSettings):
     flush: FlushSettings = FlushSettings()
     expiry: ExpirySettings = ExpirySettings()
     directory: DirectorySettings = DirectorySettings()
+    custody: CustodySettings = CustodySettings()
     defaults: DefaultsSettings = DefaultsSettings()
     migrate_on_start: bool = False
     """For the demo: in production `python -m metering migrate` runs before a release."""

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from metering.domain.errors import DependencyUnavailableError, RebuildingError
+from metering.domain.errors import CustodyLogRolledBackError, DependencyUnavailableError, RebuildingError
 from metering.domain.licences import Licence, StoreIdentity
 from metering.usecases.admission_gate import AdmissionGate
 from servicekit.errors import OverloadedError
@@ -18,13 +18,34 @@ def gate(fake_clock: FakeClock) -> AdmissionGate:
     """Return a gate that is open for ten seconds."""
     opened = AdmissionGate(fake_clock)
     opened.open(LICENCE, until=fake_clock.monotonic() + 10)
+    opened.note_custody(rolled_back_size=None)
     return opened
 
 
 def test_a_gate_starts_closed(fake_clock: FakeClock) -> None:
-    """Unknown is never allowed."""
+    """Unknown is never allowed: neither which history of Redis it is, nor how KeyVault's log stands."""
+    gate = AdmissionGate(fake_clock)
     with pytest.raises(RebuildingError):
-        AdmissionGate(fake_clock).enter()
+        gate.enter_to_finish()
+    gate.open(LICENCE, until=fake_clock.monotonic() + 10)
+    with pytest.raises(DependencyUnavailableError, match="audit log"):
+        gate.enter()
+    assert not gate.is_admitting
+    assert gate.enter_to_finish() == LICENCE
+
+
+def test_a_rolled_back_custody_log_lets_nothing_new_in_and_lets_the_rest_finish(gate: AdmissionGate) -> None:
+    """It outranks what passes by itself, leaves the replica ready for settlements, and ends when it is accepted."""
+    gate.note_custody(rolled_back_size=7)
+    gate.fill("memory", "Redis is full")
+    with pytest.raises(CustodyLogRolledBackError) as refused:
+        gate.enter()
+    assert (refused.value.facts, refused.value.retry_after) == ({"witnessed_size": 7}, None)
+    assert gate.enter_to_finish() == LICENCE
+    assert (gate.is_open, gate.is_admitting) == (True, False)
+    gate.fill("memory", "")
+    gate.note_custody(rolled_back_size=None)
+    assert gate.enter() == LICENCE
 
 
 async def test_an_ended_licence_lets_nothing_new_in_and_lets_the_rest_finish(

@@ -1,16 +1,19 @@
-"""AccountService: agents and the accounts that pay for them."""
+"""AccountService: agents and the accounts that pay for them, and what was witnessed of KeyVault's audit log."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+import structlog
 from typing_extensions import override
 
 from byok.metering.v1 import account_service_pb2, account_service_pb2_grpc
+from metering.api.custody_mapping import accepted_restore, custody_witness
 from metering.api.fields import account_from, account_to, principal_from, time_to
 from metering.api.page_tokens import page_size, page_token, position_of
 from metering.api.replays import Replays
 from metering.domain.accounts import Agent, check_identifier
 from metering.domain.principals import Principal
+from metering.usecases.accept_custody_restore import AcceptCustodyRestore, GetCustodyWitness
 from metering.usecases.read_accounts import AccountView, GetAccount, GetAgent, ListAgents
 from metering.usecases.register_agent import AgentRegistration, RegisterAgent
 from servicekit.identity import current_caller
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     import grpc
 
     Context = grpc.aio.ServicerContext[Any, Any]
+
+_log: Final = structlog.get_logger("metering.custody")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +34,8 @@ class AccountUseCases:
     get_agent: GetAgent
     list_agents: ListAgents
     get_account: GetAccount
+    get_custody_witness: GetCustodyWitness
+    accept_custody_restore: AcceptCustodyRestore
 
 
 class AccountServicer(account_service_pb2_grpc.AccountServiceServicer):
@@ -88,6 +95,41 @@ class AccountServicer(account_service_pb2_grpc.AccountServiceServicer):
         principal = principal_from(request.acting_for, current_caller())
         view = await self._do.get_account(account_from(request.account, "account"), principal)
         return account_service_pb2.GetAccountResponse(account=_details(view))
+
+    @override
+    async def GetCustodyWitness(
+        self, request: account_service_pb2.GetCustodyWitnessRequest, context: "Context"
+    ) -> account_service_pb2.GetCustodyWitnessResponse:
+        return account_service_pb2.GetCustodyWitnessResponse(
+            witness=custody_witness(await self._do.get_custody_witness())
+        )
+
+    @override
+    async def AcceptCustodyRestore(
+        self, request: account_service_pb2.AcceptCustodyRestoreRequest, context: "Context"
+    ) -> account_service_pb2.AcceptCustodyRestoreResponse:
+        restore = accepted_restore(request)
+
+        async def run() -> account_service_pb2.AcceptCustodyRestoreResponse:
+            record = await self._do.accept_custody_restore(restore)
+            _log.warning(
+                "custody.restore_accepted",
+                actor=restore.actor,
+                caller=current_caller().uri,
+                reason=restore.reason,
+                given_up_size=restore.witnessed_size,
+                accepted_size=record.size,
+            )
+            return account_service_pb2.AcceptCustodyRestoreResponse(witness=custody_witness(record))
+
+        return await self._replays(
+            "AcceptCustodyRestore",
+            request,
+            Principal(operator_id=restore.actor),
+            request_id=request.request_id,
+            kind=account_service_pb2.AcceptCustodyRestoreResponse,
+            run=run,
+        )
 
 
 def _registration(request: account_service_pb2.RegisterAgentRequest, principal: Principal) -> AgentRegistration:

@@ -10,6 +10,7 @@ from metering.domain.errors import (
     AgentNotFoundError,
     AlreadySettledError,
     CapReachedError,
+    CustodyLogRolledBackError,
     DependencyUnavailableError,
     EtagMismatchError,
     InProgressError,
@@ -47,5 +48,6 @@ TABLE: Final = ErrorTable(
         ReservationClosedError: WireError(_Code.FAILED_PRECONDITION, "RESERVATION_CLOSED", ("reservation_id",)),
         PlanLimitReachedError: WireError(_Code.FAILED_PRECONDITION, "PLAN_LIMIT_REACHED", ("plan", "limit")),
         EtagMismatchError: WireError(_Code.ABORTED, "ETAG_MISMATCH"),
+        CustodyLogRolledBackError: WireError(_Code.FAILED_PRECONDITION, "CUSTODY_LOG_ROLLED_BACK", ("witnessed_size",)),
     },
 )

@@ -78,6 +78,13 @@ class DependencyUnavailableError(UnavailableError):
     retry_after = _RETRY_SOON
 
 
+class CustodyLogRolledBackError(DomainError):
+    """KeyVault's audit log is not the one that was witnessed; nothing is admitted until an operator accepts it.
+
+    It carries no retry time: what was revoked may be in force again, and only a person can tell.
+    """
+
+
 class AlreadySettledError(DomainError):
     """The reservation was settled already with other figures."""
 

@@ -11,6 +11,7 @@ from metering.ports.counters import (
     CounterStore,
     LoadStarted,
 )
+from metering.ports.custody import CustodyLog, CustodyWitnesses
 from metering.ports.ledger import Ledger, Licences, OwnedPartition, StoreState
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "AgentBinder",
     "CounterReading",
     "CounterStore",
+    "CustodyLog",
+    "CustodyWitnesses",
     "Directory",
     "DueHold",
     "History",

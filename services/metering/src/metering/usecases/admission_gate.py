@@ -2,11 +2,14 @@
 
 The licence is counted from before its renewal, on the monotonic clock, and looked at again after Redis has replied: a
 grant that leaves after the licence's end may meet counters that are being rebuilt without it.
+
+Apart from the licence, nothing new is admitted before it is known how KeyVault's audit log stands to what was witnessed
+of it, nor while it contradicts that. What was admitted goes on.
 """
 
 import asyncio
 
-from metering.domain.errors import DependencyUnavailableError, RebuildingError
+from metering.domain.errors import CustodyLogRolledBackError, DependencyUnavailableError, RebuildingError
 from metering.domain.licences import Licence
 from servicekit.clock import Clock
 from servicekit.errors import OverloadedError
@@ -22,6 +25,8 @@ class AdmissionGate:
         self._until = 0.0
         self._is_rebuilding = False
         self._full_because: dict[str, str] = {}
+        self._is_custody_known = False
+        self._rolled_back_size: int | None = None
         self.suspicion = asyncio.Event()
 
     @property
@@ -36,8 +41,13 @@ class AdmissionGate:
 
     @property
     def is_open(self) -> bool:
-        """Tell whether a reserve would be let in."""
+        """Tell whether this replica may admit, as far as its stores go."""
         return self._licence is not None and not self._is_rebuilding and self._clock.monotonic() < self._until
+
+    @property
+    def is_admitting(self) -> bool:
+        """Tell whether a reserve would be let in, as long as no bound is reached."""
+        return self.is_open and self._is_custody_known and self._rolled_back_size is None
 
     def open(self, licence: Licence, *, until: float) -> None:
         """Let reserves in until a time of the monotonic clock."""
@@ -57,6 +67,11 @@ class AdmissionGate:
         else:
             self._full_because.pop(bound, None)
 
+    def note_custody(self, *, rolled_back_size: int | None) -> None:
+        """Take over how KeyVault's log stands; of one that was rolled back, how much of it had been witnessed."""
+        self._is_custody_known = True
+        self._rolled_back_size = rolled_back_size
+
     def suspect(self) -> None:
         """Have the licence looked at now: something says that Redis is another one."""
         self.suspicion.set()
@@ -65,10 +80,12 @@ class AdmissionGate:
         """Return the licence to reserve on.
 
         Raises:
+            CustodyLogRolledBackError: KeyVault's log contradicts what was witnessed of it.
             RebuildingError: Counters are being rebuilt.
-            DependencyUnavailableError: The licence has ended.
+            DependencyUnavailableError: The licence has ended, or how KeyVault's log stands was not read yet.
             OverloadedError: A backlog is at its bound.
         """
+        self._ensure_custody()
         licence = self.enter_to_finish()
         if self._clock.monotonic() >= self._until:
             raise DependencyUnavailableError(
@@ -78,6 +95,18 @@ class AdmissionGate:
             reasons = " and ".join(sorted(self._full_because.values()))
             raise OverloadedError(f"Nothing new is admitted: {reasons}. Retry soon.")
         return licence
+
+    def _ensure_custody(self) -> None:
+        if self._rolled_back_size is not None:
+            raise CustodyLogRolledBackError(
+                "KeyVault's audit log is not the one that was witnessed: it was restored from a backup, or edited. "
+                "Nothing is admitted until an operator has looked at it and called AcceptCustodyRestore.",
+                witnessed_size=self._rolled_back_size,
+            )
+        if not self._is_custody_known:
+            raise DependencyUnavailableError(
+                "How KeyVault's audit log stands was not read from Postgres yet; retry soon.", dependency="postgres"
+            )
 
     def enter_to_finish(self) -> Licence:
         """Return the licence to settle, release or extend on: what was admitted must end, also after the licence has.

@@ -106,6 +106,7 @@ class ReserveBatch:
         """Reserve a batch.
 
         Raises:
+            CustodyLogRolledBackError: KeyVault's log contradicts what was witnessed of it.
             RebuildingError: Counters are being rebuilt.
             DependencyUnavailableError: Redis cannot be reached, or the licence has ended.
             OverloadedError: A backlog is at its bound.
