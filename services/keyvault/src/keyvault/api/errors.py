@@ -9,10 +9,14 @@ import grpc
 from keyvault.domain.errors import (
     AgentAlreadyBoundError,
     AgentNotFoundError,
+    AuditEntryNotFoundError,
+    AuditLogCorruptError,
     AuditUnavailableError,
     AuthorityForgedError,
     EnvelopeCorruptError,
     EtagMismatchError,
+    HaltedError,
+    HaltNotFoundError,
     KekNotPrimaryError,
     KekVersionUnavailableError,
     KeyringStateError,
@@ -26,6 +30,7 @@ from keyvault.domain.errors import (
     RootKeyUnusableError,
     SchemaNotReadyError,
     SealedSecretInvalidError,
+    ShareNotFoundError,
     StaleAuthorityError,
 )
 from servicekit.errors import UnavailableError
@@ -58,7 +63,12 @@ ERRORS: Final = ErrorTable(
         AuditUnavailableError: WireError(_Code.UNAVAILABLE, "AUDIT_UNAVAILABLE"),
         # The log and what it is about are one database: when that is away, no entry can be made durable.
         UnavailableError: WireError(_Code.UNAVAILABLE, "AUDIT_UNAVAILABLE"),
+        HaltedError: WireError(_Code.FAILED_PRECONDITION, "HALTED", ("halt_scope",)),
+        HaltNotFoundError: WireError(_Code.NOT_FOUND, "HALT_NOT_FOUND", ("halt_id",)),
+        ShareNotFoundError: WireError(_Code.NOT_FOUND, "SHARE_NOT_FOUND", ("provider_key_id", "agent_id")),
         LeaseUnknownError: WireError(_Code.NOT_FOUND, "LEASE_UNKNOWN", ("lease_id",)),
+        AuditEntryNotFoundError: WireError(_Code.NOT_FOUND, "AUDIT_ENTRY_NOT_FOUND", ("audit_index",)),
+        AuditLogCorruptError: WireError(_Code.DATA_LOSS, "AUDIT_LOG_CORRUPT", ("audit_index",)),
         LeaseBoundReachedError: WireError(_Code.RESOURCE_EXHAUSTED, "OVERLOADED"),
         SealedSecretInvalidError: WireError(_Code.INVALID_ARGUMENT, "SEALED_SECRET_INVALID"),
     },

@@ -21,6 +21,18 @@ class EtagMismatchError(DomainError):
     """The provider key changed since the caller read it."""
 
 
+class HaltedError(DomainError):
+    """An emergency stop covers what was asked for. Nothing else may pay instead."""
+
+
+class ShareNotFoundError(DomainError):
+    """The key is not shared with the agent."""
+
+
+class HaltNotFoundError(DomainError):
+    """There is no such halt in force, or it is another owner's: the two are never told apart."""
+
+
 class AgentAlreadyBoundError(DomainError):
     """The agent is bound to another account than the caller expects."""
 
@@ -75,6 +87,14 @@ class AuditUnavailableError(UnavailableError):
 
 class LeaseUnknownError(DomainError):
     """The reporting process was granted no such lease on this version of the key."""
+
+
+class AuditLogCorruptError(DomainError):
+    """The log does not agree with its own seals, tree or checkpoints. Nothing is signed or served from it."""
+
+
+class AuditEntryNotFoundError(DomainError):
+    """The log has no such entry, or keeps it no more."""
 
 
 class LeaseBoundReachedError(DomainError):
