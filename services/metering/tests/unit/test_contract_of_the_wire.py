@@ -6,6 +6,7 @@ from importlib.resources import files
 import pytest
 
 from byok.metering.v1 import (
+    account_service_pb2,
     admission_service_pb2,
     error_reason_pb2,
     limit_service_pb2,
@@ -17,6 +18,7 @@ from metering.api.errors import TABLE
 from metering.api.page_tokens import page_size, page_token, position_of
 from metering.app import service_descriptors
 from metering.domain import enums, errors
+from metering.domain.custody import CustodyState
 from metering.domain.usage import Dimension
 from servicekit.errors import DomainError, InvalidArgumentError
 from servicekit.identity import AccessPolicy
@@ -56,6 +58,7 @@ def test_every_rpc_is_on_the_access_list() -> None:
         (enums.OperationState, admission_service_pb2.OperationState),
         (enums.EntryKind, usage_service_pb2.LedgerEntryKind),
         (Dimension, usage_service_pb2.UsageDimension),
+        (CustodyState, account_service_pb2.CustodyState),
     ],
 )
 def test_numbers_of_enums_are_the_protos(ours: type[enums.Payer], theirs: object) -> None:
