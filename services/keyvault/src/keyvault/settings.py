@@ -2,9 +2,9 @@
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from servicekit.settings import (
@@ -37,11 +37,97 @@ class PostgresSettings(SettingsGroup):
     """Pause before LISTEN is tried on a new connection."""
 
 
-class RootKeySettings(SettingsGroup):
-    """The key that wraps the keyring."""
+_VaultPath = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$", max_length=256)]
 
-    file: Path
+
+class Pkcs11Settings(SettingsGroup):
+    """A root key on a PKCS#11 token: a hardware security module, or a software one."""
+
+    module: Path
+    """The module of the token's vendor, a shared library."""
+    token_label: Annotated[str, Field(min_length=1, max_length=32)]
+    token_serial: Annotated[str, Field(min_length=1, max_length=16)] | None = None
+    """Needed when several tokens have the label."""
+    key_label: Annotated[str, Field(min_length=1, max_length=128)]
+    """The label of an AES-256 key that is sensitive and not extractable."""
+    pin_file: Path
+    """A file with the user PIN, readable by its owner and group only."""
+    iv_source: Literal["caller", "token"] = "caller"
+    """Who draws the IV of AES-GCM: `token` for modules in FIPS mode that insist on it."""
+
+
+class AwsKmsSettings(SettingsGroup):
+    """A root key in AWS KMS. Credentials come from the machine: a role, or what else the default chain finds."""
+
+    key_arn: Annotated[str, Field(pattern=r"^arn:aws[a-z-]*:kms:[a-z0-9-]+:\d{12}:key/[A-Za-z0-9-]+$")]
+    """The ARN of a symmetric key for ENCRYPT_DECRYPT; an alias is refused, because it can be pointed elsewhere."""
+    endpoint_url: str | None = None
+    """Where KMS is, when that is not the Region's public endpoint: a VPC or FIPS endpoint."""
+
+
+class VaultTransitSettings(SettingsGroup):
+    """A root key in the transit engine of HashiCorp Vault (1.13 or later) or OpenBao."""
+
+    address: Annotated[str, Field(pattern=r"^(https://[^/?#@]+|http://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?)/?$")]
+    """`https://host:port`; plain http is for an agent on this machine."""
+    namespace: _VaultPath | None = None
+    mount: _VaultPath = "transit"
+    key: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$", max_length=128)]
+    ca_file: Path | None = None
+    """The authority of the server's certificate, when the machine does not know it."""
+    auth: Literal["token", "approle", "kubernetes"] = "token"
+    auth_mount: _VaultPath | None = None
+    """Where the auth method is mounted. Unset: at its own name."""
+    token_file: Path | None = None
+    """For `token`: a file that an agent keeps fresh."""
+    role: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    """For `approle` the role id, for `kubernetes` the name of the role."""
+    secret_id_file: Path | None = None
+    """For `approle`."""
+    jwt_file: Path = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
+    """For `kubernetes`: the service account's token."""
+
+    @model_validator(mode="after")
+    def _needs_what_it_logs_in_with(self) -> Self:
+        needed = {
+            "token": {"token_file": self.token_file},
+            "approle": {"role": self.role, "secret_id_file": self.secret_id_file},
+            "kubernetes": {"role": self.role},
+        }[self.auth]
+        missing = ", ".join(name for name, value in needed.items() if value is None)
+        if missing:
+            message = f"auth {self.auth} needs {missing}"
+            raise ValueError(message)
+        return self
+
+
+class RootKeySettings(SettingsGroup):
+    """A key that wraps the keyring: which provider keeps it, and that provider's own group."""
+
+    provider: Literal["file", "pkcs11", "aws_kms", "vault_transit"] = "file"
+    file: Path | None = None
     """A file of 64 hex digits that only its owner and group can read."""
+    pkcs11: Pkcs11Settings | None = None
+    aws_kms: AwsKmsSettings | None = None
+    vault_transit: VaultTransitSettings | None = None
+    timeout: Annotated[PositiveDuration, Field(le=timedelta(minutes=1))] = timedelta(seconds=5)
+    """How long the provider may take to answer one attempt."""
+    attempts_max: Annotated[int, Field(ge=1, le=10)] = 3
+    """How often a provider that is away is asked before this service gives up, at its start for one."""
+
+    @model_validator(mode="after")
+    def _has_the_group_of_its_provider_alone(self) -> Self:
+        groups = {
+            "file": self.file,
+            "pkcs11": self.pkcs11,
+            "aws_kms": self.aws_kms,
+            "vault_transit": self.vault_transit,
+        }
+        found = [name for name, group in groups.items() if group is not None]
+        if found != [self.provider]:
+            message = f"provider {self.provider} needs {self.provider}, and no other group beside it"
+            raise ValueError(message)
+        return self
 
 
 class LeaseSettings(SettingsGroup):
@@ -96,6 +182,9 @@ class Settings(ServiceSettings):
     server: ServerSettings
     postgres: PostgresSettings
     root_key: RootKeySettings
+    """The key that wraps the keyring."""
+    next_root_key: RootKeySettings | None = None
+    """The root key that a rotation goes to. While both are set, either opens what it wrapped."""
     deployment: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
     """Name of this deployment. It is bound into every envelope: set it once, and never change it."""
     migrate_on_start: bool = False

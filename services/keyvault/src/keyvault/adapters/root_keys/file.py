@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-import stat
 from typing import TYPE_CHECKING, Final
 
 from typing_extensions import override
 
+from keyvault.adapters.root_keys.secret_files import read_secret_file
 from keyvault.domain.envelope import Kek, unwrap_dek, wrap_dek
 from keyvault.domain.errors import EnvelopeCorruptError, RootKeyUnusableError
 from keyvault.ports import RootKey
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _HEX: Final = re.compile(rb"\s*([0-9a-fA-F]{64})\s*")
-_FILE_BYTES_MAX: Final = 1024
 _ID_PREFIX: Final = b"byok/root-key/v1/id"
 _WRAP_VERSION: Final = 1
 
@@ -61,17 +60,7 @@ def read_root_key(path: Path) -> FileRootKey:
     Raises:
         RootKeyUnusableError: the file is missing, readable by everybody, or not 64 hex digits.
     """
-    try:
-        mode = path.stat().st_mode
-        with path.open("rb") as file:
-            content = file.read(_FILE_BYTES_MAX + 1)
-    except OSError as error:
-        message = "the root key file cannot be read; check root_key.file and its mount"
-        raise RootKeyUnusableError(message, errno=error.errno or 0) from error
-    if mode & stat.S_IRWXO:
-        message = "the root key file is open to everybody; make it readable by its owner and group only (chmod 0440)"
-        raise RootKeyUnusableError(message)
-    matched = _HEX.fullmatch(content)
+    matched = _HEX.fullmatch(read_secret_file(path, setting="root_key.file"))
     if matched is None:
         message = "the root key file must hold 64 hex digits and nothing else; make one with: openssl rand -hex 32"
         raise RootKeyUnusableError(message)
