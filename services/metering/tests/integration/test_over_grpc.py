@@ -287,6 +287,7 @@ async def test_ids_that_no_text_column_takes_are_refused(served: Served) -> None
     asks = [
         operator.usage.GetUsageSummary(usage_service_pb2.GetUsageSummaryRequest(agent_id="a\x00", **owner)),
         operator.usage.ListLedgerEntries(usage_service_pb2.ListLedgerEntriesRequest(agent_id="a\x00", **owner)),
+        operator.usage.ListLedgerEntries(usage_service_pb2.ListLedgerEntriesRequest(lease_id="a\x00", **owner)),
         operator.limits.ListLimits(limit_service_pb2.ListLimitsRequest(agent_id="a\x00", **owner)),
         operator.limits.RemoveLimit(
             limit_service_pb2.RemoveLimitRequest(request_id=new_id(), limit_id="a\x00", **owner)
@@ -297,7 +298,7 @@ async def test_ids_that_no_text_column_takes_are_refused(served: Served) -> None
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await ask
         found += _fields(refused.value)
-    assert found == ["agent_id", "agent_id", "agent_id", "limit_id"]
+    assert found == ["agent_id", "agent_id", "lease_id", "agent_id", "limit_id"]
     router = await served.client("router")
     lookup = admission_service_pb2.LookupRequest(request_id=new_id(), agent_id="a\x00", body_hash=bytes(32))
     with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -313,6 +314,11 @@ async def test_a_forged_place_in_the_ledger_is_a_bad_token(served: Served) -> No
     bound_to = ("ListLedgerEntries", account_key(AccountKind.OWNER, "forged"), "", "", "", "None/None")
     request.page_token = page_token(f"9.{new_id()}", *bound_to)
     assert not (await operator.usage.ListLedgerEntries(request)).entries
+    request.lease_id = "another-filter"
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await operator.usage.ListLedgerEntries(request)
+    assert _fields(refused.value) == ["page_token"]
+    request.lease_id = ""
     request.page_token = page_token("soon.after", *bound_to)
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await operator.usage.ListLedgerEntries(request)

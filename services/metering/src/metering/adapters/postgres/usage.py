@@ -30,7 +30,7 @@ _ENTRIES_FILTER: Final = (
 _ENTRIES_ORDER: Final = "ORDER BY reserve_time DESC, entry_id DESC LIMIT $8"
 _ENTRIES: Final = f"SELECT * FROM ledger_entries WHERE {_ENTRIES_FILTER} {_ENTRIES_ORDER}"  # noqa: S608 - own text.
 # A statement of its own, that says what its partial index asks for.
-_ENTRIES_OF_LEASE: Final = (
+ENTRIES_OF_LEASE: Final = (
     f"SELECT * FROM ledger_entries WHERE lease_id = $9 AND lease_id <> '' AND {_ENTRIES_FILTER} {_ENTRIES_ORDER}"  # noqa: S608 - own text.
 )
 _FILTER: Final = "account = $1 AND start_time >= $2 AND start_time < $3 AND ($4 = '' OR agent_id = $4)"
@@ -73,7 +73,7 @@ async def list_entries(connection: "Connection", query: UsageQuery, *, after: st
         milliseconds, _, last = after.partition(".")
         position = (from_ms(int(milliseconds)), UUID(last))
     return await connection.fetch(
-        _ENTRIES_OF_LEASE if query.lease_id else _ENTRIES,
+        ENTRIES_OF_LEASE if query.lease_id else _ENTRIES,
         query.account,
         query.agent_id,
         UUID(query.request_id) if query.request_id else None,
