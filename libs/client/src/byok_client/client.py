@@ -23,7 +23,7 @@ from byok.router.v1.operation_service_pb2_grpc import OperationServiceStub
 from byok.router.v1.provider_service_pb2_grpc import ProviderServiceStub
 from byok_client.calling import Calling, Request, Response, RetryBudget, UnaryMethod
 from byok_client.errors import Held, unusable
-from byok_client.management import Accounts, Keys, Limits, ManagementCalls, Usage, identified
+from byok_client.management import Accounts, Custody, Keys, Limits, ManagementCalls, Usage, identified
 from byok_client.requests import Attribution, Space, embeddings_request, guardrail_request
 from servicekit.channels import RotatingChannel, open_channel
 from servicekit.clock import SystemClock
@@ -82,6 +82,11 @@ class ByokClient:
     def accounts(self) -> Accounts:
         """Agents and accounts. Raises NoTargetError without a target of Metering."""
         return Accounts(self._channel("metering"), self._management)
+
+    @functools.cached_property
+    def custody(self) -> Custody:
+        """What was witnessed of KeyVault's audit log. Raises NoTargetError without a target of Metering."""
+        return Custody(self._channel("metering"), self._management)
 
     @functools.cached_property
     def limits(self) -> Limits:

@@ -127,6 +127,25 @@ class Accounts:
         return await self._call(self._stub.GetAccount, request)
 
 
+class Custody:
+    """What Metering has witnessed of KeyVault's audit log. Role: operator."""
+
+    def __init__(self, channel: grpc.aio.Channel, call: ManagementCalls) -> None:
+        """Use `channel` to Metering."""
+        self._stub = AccountServiceStub(channel)
+        self._call = call
+
+    async def witness(self) -> accounts_pb2.GetCustodyWitnessResponse:
+        """Read it: admission stands still while its state is ROLLED_BACK."""
+        return await self._call(self._stub.GetCustodyWitness, accounts_pb2.GetCustodyWitnessRequest())
+
+    async def accept_restore(
+        self, request: accounts_pb2.AcceptCustodyRestoreRequest
+    ) -> accounts_pb2.AcceptCustodyRestoreResponse:
+        """Take the log as it is now, after a deliberate restore, and admit again."""
+        return await self._call(self._stub.AcceptCustodyRestore, identified(request))
+
+
 class Limits:
     """Limits of accounts. Roles: edge, operator."""
 
