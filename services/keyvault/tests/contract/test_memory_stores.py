@@ -15,6 +15,7 @@ from services.keyvault.tests.contract.store_contracts import (
     Store,
     WatcherRegistryContract,
 )
+from services.keyvault.tests.unit.builders import leaf_sealer
 
 if TYPE_CHECKING:
     from keyvault.domain.keyring import KeyPurpose, KeyState
@@ -26,7 +27,7 @@ class MemoryStore(Store):
 
     def __init__(self) -> None:
         self.keyring = MemoryKeyringStore()
-        self.authority = MemoryAuthority(self.keyring)
+        self.authority = MemoryAuthority(self.keyring, leaf_sealer())
 
     @override
     async def set_key_state(self, purpose: KeyPurpose, version: int, state: KeyState) -> None:

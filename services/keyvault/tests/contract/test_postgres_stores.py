@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,7 +10,6 @@ from typing_extensions import override
 from keyvault.adapters.postgres.authority import PostgresAuthority
 from keyvault.adapters.postgres.feed import PostgresFeed, PostgresWatcherRegistry
 from keyvault.adapters.postgres.keyring import PostgresKeyringStore
-from keyvault.adapters.postgres.pool import Database, PostgresOptions, open_database
 from keyvault.domain.keyring import KeyPurpose
 from keyvault.usecases.hold_keyring import wrap_new_keys
 from services.keyvault.tests.contract.store_contracts import (
@@ -20,11 +18,10 @@ from services.keyvault.tests.contract.store_contracts import (
     Store,
     WatcherRegistryContract,
 )
-from services.keyvault.tests.unit.builders import ROOT
+from services.keyvault.tests.unit.builders import ROOT, leaf_sealer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
+    from keyvault.adapters.postgres.pool import Database
     from keyvault.domain.keyring import KeyState
 
 
@@ -32,7 +29,7 @@ class PostgresStoreAndFeed(PostgresAuthority):
     """Both adapters that share the log, as one."""
 
     def __init__(self, database: Database) -> None:
-        super().__init__(database)
+        super().__init__(database, leaf_sealer())
         self._feed = PostgresFeed(database)
 
     async def read_changes(self, after: int, *, limit: int) -> Any:
@@ -58,20 +55,6 @@ class PostgresStore(Store):
     async def leaves(self) -> list[tuple[int, int, bytes, bytes]]:
         rows = await self.database.fetch("SELECT * FROM audit_entries ORDER BY audit_index")
         return [(row["audit_index"], row["kind"], row["leaf"], row["leaf_hash"]) for row in rows]
-
-
-@pytest.fixture
-async def database(migrated_dsn: str) -> AsyncIterator[Database]:
-    """Return a pool on a database with this release's schema."""
-    options = PostgresOptions(
-        dsn=migrated_dsn,
-        pool_min=1,
-        pool_max=4,
-        connect_timeout=timedelta(seconds=10),
-        statement_timeout=timedelta(seconds=10),
-    )
-    async with open_database(options) as opened:
-        yield opened
 
 
 @pytest.fixture

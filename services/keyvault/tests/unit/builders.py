@@ -9,6 +9,7 @@ from keyvault.adapters.root_keys.file import FileRootKey
 from keyvault.domain.authority import RowSeal
 from keyvault.domain.bindings import AgentBinding, StoredBinding
 from keyvault.domain.keyring import KeyPurpose, Keyring, draw_key, make_record, unlock
+from keyvault.domain.leaf_seals import LeafSealer
 from keyvault.domain.ownership import Account, AccountKind, Holder, Scope
 from keyvault.domain.provider_keys import Custody, KeyState, ProviderKey, StoredKey
 from servicekit.secrets import Secret
@@ -64,6 +65,12 @@ def stored_binding(agent_id: str = "agent-1", owner_id: str = "owner-1", audit_i
     account = Account(AccountKind.OWNER, owner_id)
     binding = AgentBinding(agent_id=agent_id, owner_id=owner_id, account=account, binding_version=1)
     return StoredBinding(binding, RowSeal(audit_index, 1, bytes(32)))
+
+
+def leaf_sealer() -> LeafSealer:
+    """Return what seals leaves with a fresh keyring."""
+    ring = keyring()
+    return LeafSealer(lambda: ring)
 
 
 def keyring(deployment: str = "test") -> Keyring:

@@ -4,6 +4,13 @@ An entry says who did what to which key, when and for whom; a secret, a prompt o
 begins with 16 random bytes: once an owner's leaves are forgotten, their hashes stay in the log and nobody can find out
 by trying names what they said. The index of an entry is its position in the log, assigned by the append function, and
 is the only sequence there is.
+
+A leaf is the canonical form (`canonical.py`) of these fields under the label `byok/audit/v1/leaf`::
+
+    salt (16 bytes) | version of the seal's key | kind | time (microseconds since 1970) | caller | actor | key id
+    | key version | key state | agent id | account kind | account id | name and value of each detail … | seal (16 bytes)
+
+`leaf_seals.py` tells what the seal is; docs/audit-log.md has a vector.
 """
 
 from __future__ import annotations
@@ -11,6 +18,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import os
+import struct
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -19,7 +27,15 @@ from keyvault.domain.canonical import CanonicalFormError, FieldReader, encode_fi
 from keyvault.domain.ownership import Account, AccountKind
 
 _LEAF_LABEL: Final = "byok/audit/v1/leaf"
+LEAF_SEAL_BYTES: Final = 16
 _SALT_BYTES: Final = 16
+_NUMBER_BYTES: Final = 8
+_UNSEALED: Final = bytes(LEAF_SEAL_BYTES)
+_HEAD: Final = encode_fields(_LEAF_LABEL, ())[:-2]
+"""How every leaf begins: its label, before the number of its fields."""
+_FIRST_FIELDS_AT: Final = len(_HEAD) + 2
+# Salt, version of the seal's key and kind, each after its length: they stand at the same place in every leaf.
+_FIRST_FIELDS: Final = struct.Struct(f">I{_SALT_BYTES}xIqIq")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _LEAF_PREFIX: Final = b"\x00"
 """RFC 6962, section 2.1: leaves and nodes are hashed under different prefixes."""
@@ -75,7 +91,14 @@ class AuditEntry:
 
     @property
     def subject(self) -> str:
-        """Return what the entry is found by, beside its index: the key that it is about, else the agent, or nothing."""
+        """Return what the entry is found by, beside its index: the key that it is about, else the agent, or nothing.
+
+        An entry about halts is found as that, whatever is halted, and an erasure by its owner.
+        """
+        if self.kind is EntryKind.HALTS_CHANGED:
+            return "halts"
+        if self.kind is EntryKind.OWNER_ERASED and self.account is not None:
+            return f"owner/{self.account.party_id}"
         if self.provider_key_id:
             return f"key/{self.provider_key_id}"
         return f"agent/{self.agent_id}" if self.agent_id else ""
@@ -89,13 +112,14 @@ class IndexedEntry:
     entry: AuditEntry
 
 
-def encode_leaf(entry: AuditEntry) -> bytes:
-    """Return the leaf of `entry` under a fresh salt."""
+def encode_leaf(entry: AuditEntry, *, key_version: int) -> bytes:
+    """Return the leaf of `entry` under a fresh salt, to be sealed under this key: its last 16 bytes are yet zero."""
     account = entry.account
     return encode_fields(
         _LEAF_LABEL,
         (
             os.urandom(_SALT_BYTES),
+            key_version,
             int(entry.kind),
             (entry.time - _EPOCH) // timedelta(microseconds=1),
             entry.caller,
@@ -107,8 +131,22 @@ def encode_leaf(entry: AuditEntry) -> bytes:
             0 if account is None else int(account.kind),
             "" if account is None else account.party_id,
             *(part for detail in entry.details for part in detail),
+            _UNSEALED,
         ),
     )
+
+
+def leaf_key_version(leaf: bytes) -> tuple[int, int]:
+    """Return the version of the key that sealed `leaf`, and the number of its kind, without decoding the rest.
+
+    Raises:
+        CanonicalFormError: these bytes are not a leaf.
+    """
+    if leaf.startswith(_HEAD) and len(leaf) >= _FIRST_FIELDS_AT + _FIRST_FIELDS.size + LEAF_SEAL_BYTES:
+        salt_length, version_length, version, kind_length, kind = _FIRST_FIELDS.unpack_from(leaf, _FIRST_FIELDS_AT)
+        if (salt_length, version_length, kind_length) == (_SALT_BYTES, _NUMBER_BYTES, _NUMBER_BYTES):
+            return version, kind
+    raise CanonicalFormError("these bytes are not a leaf of the audit log")
 
 
 def decode_leaf(leaf: bytes) -> AuditEntry:
@@ -119,6 +157,7 @@ def decode_leaf(leaf: bytes) -> AuditEntry:
     """
     read = FieldReader(_LEAF_LABEL, leaf)
     salt = read.raw()
+    read.number()
     try:
         entry = AuditEntry(
             kind=EntryKind(read.number()),
@@ -152,5 +191,8 @@ def _decode_account(read: FieldReader) -> Account | None:
 
 
 def _decode_details(read: FieldReader) -> tuple[tuple[str, str], ...]:
-    parts = [part.decode() for part in read.rest()]
+    *rest, seal = read.rest() or [b""]
+    if len(seal) != LEAF_SEAL_BYTES:
+        raise CanonicalFormError("the leaf is not sealed")
+    parts = [part.decode() for part in rest]
     return tuple(zip(parts[::2], parts[1::2], strict=True))
