@@ -39,13 +39,26 @@ def functions(tree: ast.Module) -> Iterator[tuple[str, int]]:
             yield node.name, (node.end_lineno or 0) - body[0].lineno + 1 if body else 0
 
 
+def is_list_of_ports(name: str, tree: ast.Module) -> bool:
+    """Tell whether a file only names the ports of a service, which have a module a subject and one door."""
+    package = Path(name).parent
+    own = f"{package.parent.name}.ports."
+    imports, exported = tree.body[1:-1], tree.body[-1]
+    return (
+        package.name == "ports"
+        and all(isinstance(each, ast.ImportFrom) and (each.module or "").startswith(own) for each in imports)
+        and isinstance(exported, ast.Assign)
+        and ast.unparse(exported.targets[0]) == "__all__"
+    )
+
+
 def faults(name: str, text: str) -> list[str]:
     """Return how one file breaks the style."""
     tree = ast.parse(text)
     found = [f"{function}: {size} lines" for function, size in functions(tree) if size > BODY_MAX]
     if text.count("\n") > LINES_MAX:
         found.append(f"{text.count(chr(10))} lines")
-    if Path(name).name == "__init__.py" and len(tree.body) > 1:
+    if Path(name).name == "__init__.py" and len(tree.body) > 1 and not is_list_of_ports(name, tree):
         found.append("a package's __init__ holds a docstring and nothing else")
     if NAMELESS.search(Path(name).stem):
         found.append("a name that says nothing of what is inside")
@@ -70,6 +83,9 @@ def test_the_tree_keeps_the_styles_limits() -> None:
         ("long.py", "x = 1\n" * 501, "501 lines"),
         ("deep.py", "def deep():\n" + "    x = 1\n" * 51, "deep: 51 lines"),
         ("a/__init__.py", '"""A."""\nimport os\n', "docstring and nothing else"),
+        ("a/__init__.py", '"""A."""\nfrom a.ports.b import B\n__all__ = ["B"]\n', "docstring and nothing else"),
+        ("a/ports/__init__.py", '"""A."""\nfrom a.domain.b import B\n__all__ = ["B"]\n', "docstring and nothing else"),
+        ("a/ports/__init__.py", '"""A."""\nfrom a.ports.b import B\nx = B()\n', "docstring and nothing else"),
         ("a/string_utils.py", "", "says nothing"),
         ("quiet.py", "import os  # noqa: F401\n", "without a code or a reason"),
         ("quiet.py", "import os  \x23 type: ignore  \x23 because it must be\n", "without a code or a reason"),
@@ -81,6 +97,7 @@ def test_a_broken_limit_is_seen(name: str, text: str, fault: str) -> None:
 
 
 def test_what_the_style_allows_is_not_a_fault() -> None:
-    """A function of fifty lines below its docstring, and an exception with its reason, pass."""
+    """A function of fifty lines below its docstring, an exception with its reason, and one door to ports, pass."""
     body = '    """Say.\n\n    More.\n    """\n' + "    x = 1\n" * 50
     assert faults("fine.py", "def fine():\n" + body + "import os  # noqa: F401 - re-exported on purpose.\n") == []
+    assert faults("a/ports/__init__.py", '"""A."""\nfrom a.ports.b import B\n__all__ = ["B"]\n') == []
