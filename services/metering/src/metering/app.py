@@ -163,18 +163,25 @@ class Replica:
             limits=stores.limits, apply_limits=self.apply_limits, clock=clock, pace=_PENDING_LIMITS_EVERY
         )
         self.maintenance = Maintenance(ledger=stores.ledger, requests=stores.requests, clock=clock)
-        custody = settings.custody
-        self.custody = WitnessCustody(
-            witnesses=stores.witnesses,
-            log=stores.custody_log,
+        self.custody = self._new_custody()
+        self.witness = self._new_witness()
+
+    def _new_custody(self) -> WitnessCustody:
+        custody = self.settings.custody
+        return WitnessCustody(
+            witnesses=self.stores.witnesses,
+            log=self.stores.custody_log,
             gate=self.gate,
-            clock=clock,
+            clock=self.clock,
             pinned_keys=custody.verifier_keys,
             pace=CustodyPace(read=custody.read_interval),
         )
-        self.witness = Witness(
+
+    def _new_witness(self) -> Witness:
+        custody = self.settings.custody
+        return Witness(
             custody=self.custody,
-            clock=clock,
+            clock=self.clock,
             pace=WitnessPace(look=custody.look_interval, read=custody.read_interval, alarm=custody.alarm_after),
         )
 
