@@ -5,11 +5,14 @@ than half of the cost of counting. The wrappers here keep the children in a plai
 from bounded sets: methods, codes, reasons; never ids.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.metrics_core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+from typing_extensions import override
 
 Metric = TypeVar("Metric", bound=MetricWrapperBase)
 
@@ -81,3 +84,24 @@ class Metrics:
         gauge = Gauge(name, documentation, namespace=self.service, registry=self.registry)
         gauge.set_function(read)
         return gauge
+
+    def gauges(self, name: str, documentation: str, label: str, read: Callable[[], Mapping[str, float]]) -> None:
+        """Register gauges with one label that ask `read` when they are scraped: which values there are may change."""
+        self.registry.register(_Gauges(f"{self.service}_{name}", documentation, label, read))
+
+
+class _Gauges(Collector):
+    """A family of gauges that is read when it is scraped."""
+
+    def __init__(self, name: str, documentation: str, label: str, read: Callable[[], Mapping[str, float]]) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._label = label
+        self._read = read
+
+    @override
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        family = GaugeMetricFamily(self._name, self._documentation, labels=[self._label])
+        for value, number in sorted(self._read().items()):
+            family.add_metric([value], number)
+        return [family]
