@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from transparency.checkpoints import Checkpoint, CheckpointSigner, open_checkpoint
 from transparency.errors import CheckpointInvalidError
 from transparency.merkle import EMPTY_ROOT, SIZE_MAX
-from transparency.notes import NOTE_CHARACTERS_MAX, SIGNATURES_MAX, NoteSigner, open_note, parse_verifier_key
+from transparency.notes import (
+    NOTE_CHARACTERS_MAX,
+    SIGNATURES_MAX,
+    NoteSigner,
+    joined_notes,
+    open_note,
+    parse_verifier_key,
+)
 
 # The example of Go's package sumdb/note, with its seed, and a checkpoint that the Go checksum database published.
 NEUMANN_KEY = "PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW"
@@ -67,6 +74,21 @@ def test_a_note_with_a_witness_beside_the_log_opens() -> None:
     """Signatures of keys that are not known are passed over."""
     witness = NoteSigner("witness.example/w1", bytes(32)).sign(CHECKPOINT.text).split("\n")[-2]
     assert open_checkpoint(f"{NOTE}{witness}\n", [KEY]) == CHECKPOINT
+
+
+def test_a_checkpoint_that_two_keys_signed_opens_by_either() -> None:
+    """As during a rotation; a wrong signature of a key that is known still condemns the note."""
+    second = CheckpointSigner(ORIGIN, bytes(range(1, 33)))
+    both = joined_notes([NOTE, second.sign(CHECKPOINT)])
+    for keys in ([KEY], [second.verifier_key], [KEY, second.verifier_key]):
+        assert open_checkpoint(both, keys) == CHECKPOINT
+    line = both.splitlines()[-1]
+    wrong = both.replace(line, line[:-6] + ("A" if line[-6] != "A" else "B") + line[-5:])
+    assert open_checkpoint(wrong, [KEY]) == CHECKPOINT
+    with pytest.raises(CheckpointInvalidError):
+        open_checkpoint(wrong, [KEY, second.verifier_key])
+    with pytest.raises(ValueError, match="one text"):
+        joined_notes([NOTE, second.sign(Checkpoint(ORIGIN, 1, bytes(32)))])
 
 
 def test_a_known_key_of_another_name_is_not_the_logs() -> None:

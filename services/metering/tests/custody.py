@@ -14,6 +14,7 @@ from metering.domain.errors import DependencyUnavailableError
 from metering.ports import CustodyLog
 from transparency.checkpoints import Checkpoint, CheckpointSigner
 from transparency.merkle import leaf_hash, root_of
+from transparency.notes import joined_notes
 from transparency.paths import consistency_path
 
 ORIGIN = "byok.keyvault/test"
@@ -67,7 +68,7 @@ class AuditLog:
         for key in self.keys:
             origin = key.verifier_key.partition("+")[0]
             notes.append(key.sign(Checkpoint(origin, size, root_of(self.hashes[:size]))))
-        return notes[0] + "".join(note.rpartition("\n\n")[2] for note in notes[1:])
+        return joined_notes(notes)
 
     def page(self, witnessed_size: int) -> LogPage:
         """Return what ReadFeed answers."""

@@ -95,6 +95,14 @@ class NoteSigner:
         return f"{text}\n{_LINE_START}{self.verifier.name} {signature}\n"
 
 
+def joined_notes(notes: Iterable[str]) -> str:
+    """Return one note with the signatures of several on the same text. Raises ValueError when they are not on one."""
+    parts = [note.rpartition("\n\n") for note in notes]
+    if len({text for text, _, _ in parts}) != 1:
+        raise ValueError("signatures are joined on one text only")
+    return parts[0][0] + "\n\n" + "".join(signatures for _, _, signatures in parts)
+
+
 def open_note(note: str, verifiers: Iterable[NoteVerifier]) -> tuple[str, list[NoteVerifier]]:
     """Return the text of `note`, and which of `verifiers` signed it: at least one did.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from keyvault.domain.keyring import KeyPurpose
 from transparency.checkpoints import Checkpoint, CheckpointSigner, open_checkpoint
+from transparency.notes import joined_notes
 
 if TYPE_CHECKING:
     from keyvault.domain.keyring import Keyring
@@ -31,9 +32,16 @@ def checkpoint_origin(deployment: str) -> str:
 
 
 def sign_checkpoint(ring: Keyring, size: int, root: bytes) -> SignedCheckpoint:
-    """Return the checkpoint of the tree with this size and root, signed by the present key."""
+    """Return the checkpoint of the tree with this size and root, signed by the present key and those it took over from.
+
+    As long as an older key is not disabled, whoever trusts it alone sees that it speaks for the present one too.
+    """
     checkpoint = Checkpoint(checkpoint_origin(ring.deployment), size, root)
-    return SignedCheckpoint(checkpoint, _signer(ring, ring.primary(KeyPurpose.CHECKPOINT).version).sign(checkpoint))
+    present = ring.primary(KeyPurpose.CHECKPOINT).version
+    older = [version for version in ring.usable_versions(KeyPurpose.CHECKPOINT) if version != present]
+    return SignedCheckpoint(
+        checkpoint, joined_notes(_signer(ring, version).sign(checkpoint) for version in (present, *older))
+    )
 
 
 def verifier_keys(ring: Keyring) -> list[str]:
