@@ -140,19 +140,19 @@ async def test_what_cannot_be_read_stops_nothing(replicas: Replicas) -> None:
         pace=EAGER,
     )
     witness = Witness(custody=custody, clock=clock)
-    assert await witness.round()
+    assert await witness.round() == timedelta(seconds=1)
     replicas.log.is_down = True
     with capture_logs() as logged:
         for _ in range(3):
-            assert not await witness.round()
+            assert await witness.round() == DependencyUnavailableError.retry_after
         await clock.advance(timedelta(seconds=61))
-        assert not await witness.round()
+        await witness.round()
     assert [each["event"] for each in logged] == ["custody.not_read", "custody.witness_is_old"]
     await clock.advance(timedelta(seconds=40))
     assert custody.age_seconds > 40
     assert await may_reserve(rig, account)
     replicas.log.is_down = False
-    assert await witness.round()
+    assert await witness.round() == timedelta(seconds=1)
     assert custody.age_seconds < 10
 
 

@@ -15,6 +15,9 @@ from servicekit.wire import error_from_rpc
 
 # The witness needs the checkpoint and the proof only; the entries are passed over, so that the feed's place moves on.
 _PAGE_SIZE: Final = 100
+_AWAY: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
+_AWAY_RETRY: Final = timedelta(milliseconds=200)
+_REFUSED_RETRY: Final = timedelta(seconds=10)
 
 
 class KeyVaultCustodyLog(CustodyLog):
@@ -56,6 +59,9 @@ class KeyVaultCustodyLog(CustodyLog):
 
 
 def _unreadable(code: grpc.StatusCode, reason: str) -> DependencyUnavailableError:
-    return DependencyUnavailableError(
+    error = DependencyUnavailableError(
         f"KeyVault's audit log cannot be read ({reason or code.name}); retry soon.", dependency="keyvault"
     )
+    # One that is away is asked again at once: its first answer counts. One that refuses would write down every refusal.
+    error.retry_after = _AWAY_RETRY if code in _AWAY else _REFUSED_RETRY
+    return error

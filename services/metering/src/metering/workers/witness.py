@@ -19,8 +19,6 @@ class WitnessPace(msgspec.Struct, frozen=True, kw_only=True):
 
     look: timedelta = timedelta(milliseconds=500)
     read: timedelta = timedelta(seconds=1)
-    # While the log cannot be read: the first leases of a KeyVault that comes back restored are not to be spent.
-    retry: timedelta = timedelta(milliseconds=200)
     alarm: timedelta = timedelta(seconds=60)
 
 
@@ -48,10 +46,10 @@ class Witness:
     async def run(self, stop: asyncio.Event) -> None:
         """Read the log until asked to stop."""
         while not stop.is_set():
-            await self._clock.sleep(self._pace.read if await self.round() else self._pace.retry)
+            await self._clock.sleep(await self.round())
 
-    async def round(self) -> bool:
-        """Read the log once; tell whether it could be read."""
+    async def round(self) -> timedelta:
+        """Read the log once; return when to read it again."""
         try:
             finding = await self._custody.read_log()
         except DependencyUnavailableError as error:
@@ -59,7 +57,7 @@ class Witness:
                 _log.warning("custody.not_read", reason=error.message)
             self._is_readable = False
             self._raise_alarm()
-            return False
+            return error.retry_after or self._pace.read
         self._is_readable = True
         record = self._custody.record
         if finding is Finding.ROLLED_BACK and record.contradiction is not None:
@@ -73,7 +71,7 @@ class Witness:
         if not self._custody.unsigned_entries:
             self._alarm_at = self._clock.monotonic() + self._pace.alarm.total_seconds()
         self._raise_alarm()
-        return True
+        return self._pace.read
 
     def _raise_alarm(self) -> None:
         """Say, once an interval, that there has been nothing new to witness for too long."""
