@@ -88,7 +88,14 @@ $(NODE_STAMP): $(STAMP) $(NODE_CLIENT)/package.json $(NODE_CLIENT)/package-lock.
 	@cd $(@D) && PATH=$(CURDIR)/$(BIN):$$PATH npm ci --ignore-scripts --loglevel=error --no-progress >/dev/null
 	@touch $@
 
-test: $(STAMP) $(NODE_STAMP) ## Run every test.
+# A PKCS#11 token in software, for the tests of root keys: the machine's own, else one fetched and kept beside the tree.
+SOFTHSM_STAMP := .cache/softhsm/.ready
+
+$(SOFTHSM_STAMP): libs/testkit/get_softhsm.sh
+	@bash $< $(@D)
+	@touch $@
+
+test: $(STAMP) $(NODE_STAMP) $(SOFTHSM_STAMP) ## Run every test.
 	$(BIN)/pytest -q
 
 demo: $(STAMP) ## Run the main job end to end, on an embedded stack.

@@ -15,14 +15,18 @@ import pytest_asyncio
 import redis.asyncio
 
 from testkit.fake_clock import FakeClock
+from testkit.kms import EmbeddedKms
 from testkit.pki import ThrowawayCa
 from testkit.ports import free_port
 from testkit.postgres import EmbeddedPostgres, create_database, drop_database, dsn_of_database
 from testkit.redis import EmbeddedRedis
 from testkit.settings import TestkitSettings
 from testkit.simulator.client import SimulatorControl
+from testkit.softhsm import SoftHsm
 from testkit.stack.customer import Customer, Suite
 from testkit.stack.stack import Stack, StackOptions
+from testkit.vault.admin import VaultAdmin
+from testkit.vault.server import FakeVault
 
 
 @pytest.fixture(scope="session")
@@ -90,6 +94,39 @@ async def redis_database(redis_server: str) -> str:
     async with redis.asyncio.from_url(redis_server) as client:
         await client.flushall()
     return redis_server
+
+
+@pytest.fixture(scope="session")
+def kms_server(testkit_dir: Path) -> Iterator[EmbeddedKms]:
+    """Return a stand-in for AWS KMS."""
+    server = EmbeddedKms(testkit_dir / "kms.log")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def softhsm(testkit_dir: Path) -> SoftHsm:
+    """Return the folder of PKCS#11 tokens of this process; it has none yet."""
+    tokens = SoftHsm(testkit_dir / "softhsm", pin="canary-user-pin-5519")
+    tokens.start()
+    return tokens
+
+
+@pytest.fixture
+async def fake_vault() -> AsyncIterator[FakeVault]:
+    """Return a stand-in for Vault, for this test alone."""
+    async with FakeVault() as server:
+        yield server
+
+
+@pytest.fixture
+def vault_admin(fake_vault: FakeVault) -> VaultAdmin:
+    """Return somebody who may do everything: on the server in BYOK_TEST_VAULT_ADDR if set, else on a stand-in."""
+    settings = TestkitSettings()
+    if settings.vault_addr is not None and settings.vault_token is not None:
+        return VaultAdmin(settings.vault_addr, settings.vault_token)
+    return VaultAdmin(fake_vault.address, fake_vault.token)
 
 
 @pytest.fixture(scope="session")

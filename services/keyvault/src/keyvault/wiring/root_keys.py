@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from keyvault.adapters.root_keys.attempts import AttemptLimits, Attempts
-from keyvault.adapters.root_keys.aws_kms import AwsKmsOptions, AwsKmsRootKey
+from keyvault.adapters.root_keys.aws_kms import AwsKmsOptions, open_aws_kms
 from keyvault.adapters.root_keys.file import read_root_key
 from keyvault.adapters.root_keys.pkcs11 import Pkcs11RootKey
 from keyvault.adapters.root_keys.pkcs11_module import TokenOptions
@@ -47,7 +47,7 @@ async def open_root_key(settings: RootKeySettings, stack: contextlib.AsyncExitSt
         return _open_pkcs11(settings.pkcs11, attempts)
     if settings.aws_kms is not None:
         options = AwsKmsOptions(key_arn=settings.aws_kms.key_arn, endpoint_url=settings.aws_kms.endpoint_url)
-        return AwsKmsRootKey(options, attempts=attempts)
+        return await stack.enter_async_context(open_aws_kms(options, attempts=attempts))
     if settings.vault_transit is not None:
         vault = _vault_options(settings.vault_transit)
         return await stack.enter_async_context(open_vault_transit(vault, attempts=attempts))

@@ -11,6 +11,7 @@ import hashlib
 import logging
 import re
 import threading
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -32,7 +33,7 @@ from keyvault.ports import RootKey
 from servicekit.secrets import Secret
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from keyvault.adapters.root_keys.attempts import Attempts
 
@@ -42,6 +43,11 @@ _CONTEXT_NAME: Final = "byok:associated-data-sha256"
 _WRAPPED_BYTES_MAX: Final = 1024
 # Unwrapping a keyring asks for all its versions at once; more at a time would only be throttled.
 _CALLS_AT_ONCE: Final = 4
+_PROBE: Final = b"byok/root-key/v1/probe".ljust(KEY_BYTES, b".")
+_REFUSED_BYTES: Final = (
+    "AWS KMS refuses the wrapped key ({}); it was made by another key, for another deployment, or changed: check both, "
+    "and restore if needed"
+)
 
 # What the service says of the bytes, of the key, or of the request: asking again gets the same answer.
 _UNUSABLE: Final = frozenset(
@@ -55,7 +61,6 @@ _UNUSABLE: Final = frozenset(
 )
 # What somebody has to mend outside, at the key's policy or state, or at this machine's identity or clock.
 _REFUSED: Final = {
-    "AccessDeniedException": "this identity may not use the key; allow it kms:Encrypt and kms:Decrypt",
     "DisabledException": "the key is disabled; enable it",
     "KMSInvalidStateException": "the key is pending deletion or import; cancel that",
     "ExpiredTokenException": "the credentials have expired; renew them",
@@ -76,7 +81,13 @@ class AwsKmsOptions:
     endpoint_url: str | None = None
 
 
+class _DeniedError(Exception):
+    """Access is denied: to the key, or to what a changed ciphertext names."""
+
+
 class _Kms(Protocol):
+    def close(self) -> None: ...
+
     def encrypt(self, **arguments: Any) -> dict[str, Any]: ...
 
     def decrypt(self, **arguments: Any) -> dict[str, Any]: ...
@@ -86,7 +97,7 @@ class AwsKmsRootKey(RootKey):
     """A root key in AWS KMS."""
 
     def __init__(self, options: AwsKmsOptions, *, attempts: Attempts) -> None:
-        """Use the key that `options` name, with the credentials that the machine has.
+        """Use the key that `options` name, with the credentials that the machine has; see `open_aws_kms`.
 
         Raises:
             RootKeyUnusableError: the ARN is not one of a KMS key.
@@ -111,24 +122,51 @@ class AwsKmsRootKey(RootKey):
 
     @override
     async def wrap(self, key: Secret, associated_data: bytes) -> bytes:
-        context = _context(associated_data)
-        answer = await self._ask(
-            lambda kms: kms.encrypt(KeyId=self._options.key_arn, Plaintext=key.reveal(), EncryptionContext=context)
-        )
-        return bytes(answer["CiphertextBlob"])
+        try:
+            return await self._encrypt(key.reveal(), associated_data)
+        except _DeniedError:
+            raise self._not_allowed() from None
 
     @override
     async def unwrap(self, wrapped: bytes, associated_data: bytes) -> Secret:
         if not 0 < len(wrapped) <= _WRAPPED_BYTES_MAX:
             raise self._unusable("the wrapped key is no ciphertext of KMS; restore the keyring")
+        try:
+            key = await self._decrypt(wrapped, associated_data)
+        except _DeniedError:
+            await self._ensure_is_allowed()
+            # KMS denies what it will not tell about: a ciphertext that names a key it does not have, for one.
+            raise self._unusable(_REFUSED_BYTES.format("AccessDeniedException")) from None
+        if len(key) != KEY_BYTES:
+            raise self._unusable("what KMS unwrapped is no key; restore the keyring")
+        return Secret(key)
+
+    def close(self) -> None:
+        """Close what connections are open; a later call opens new ones."""
+        with self._opening:
+            client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    async def _ensure_is_allowed(self) -> None:
+        try:
+            await self._decrypt(await self._encrypt(_PROBE, _PROBE), _PROBE)
+        except _DeniedError:
+            raise self._not_allowed() from None
+
+    async def _encrypt(self, plaintext: bytes, associated_data: bytes) -> bytes:
+        context = _context(associated_data)
+        answer = await self._ask(
+            lambda kms: kms.encrypt(KeyId=self._options.key_arn, Plaintext=plaintext, EncryptionContext=context)
+        )
+        return bytes(answer["CiphertextBlob"])
+
+    async def _decrypt(self, wrapped: bytes, associated_data: bytes) -> bytes:
         context = _context(associated_data)
         answer = await self._ask(
             lambda kms: kms.decrypt(KeyId=self._options.key_arn, CiphertextBlob=wrapped, EncryptionContext=context)
         )
-        key = Secret(answer["Plaintext"])
-        if len(answer["Plaintext"]) != KEY_BYTES:
-            raise self._unusable("what KMS unwrapped is no key; restore the keyring")
-        return key
+        return bytes(answer["Plaintext"])
 
     async def _ask(self, call: Callable[[_Kms], dict[str, Any]]) -> dict[str, Any]:
         async def attempt() -> dict[str, Any]:
@@ -181,14 +219,17 @@ class AwsKmsRootKey(RootKey):
         if code in _UNUSABLE:
             if code == "NotFoundException":
                 return self._unusable("AWS KMS has no such key in this account and Region; check root_key.aws_kms")
-            return self._unusable(
-                f"AWS KMS refuses the wrapped key ({code}); it was made by another key, for another deployment, or "
-                "changed: check both, and restore if needed"
-            )
+            return self._unusable(_REFUSED_BYTES.format(code))
+        if code == "AccessDeniedException":
+            return _DeniedError()
         remedy = _REFUSED.get(code)
         if remedy is not None:
             return RootKeyUnavailableError(f"AWS KMS: {remedy}", root_key_id=self.root_key_id)
         return TryAgainError(f"AWS KMS answered {code if code.isalnum() else 'an unknown error'}")
+
+    def _not_allowed(self) -> RootKeyUnavailableError:
+        message = "AWS KMS: this identity may not use the key; allow it kms:Encrypt and kms:Decrypt"
+        return RootKeyUnavailableError(message, root_key_id=self.root_key_id)
 
     def _named(self, arn: str) -> str:
         matched = _ARN.fullmatch(arn)
@@ -196,6 +237,16 @@ class AwsKmsRootKey(RootKey):
 
     def _unusable(self, message: str) -> RootKeyUnusableError:
         return RootKeyUnusableError(message, root_key_id=self.root_key_id)
+
+
+@asynccontextmanager
+async def open_aws_kms(options: AwsKmsOptions, *, attempts: Attempts) -> AsyncIterator[AwsKmsRootKey]:
+    """Give the root key that `options` name; nothing is asked yet. Raises RootKeyUnusableError: the ARN is none."""
+    root = AwsKmsRootKey(options, attempts=attempts)
+    try:
+        yield root
+    finally:
+        root.close()
 
 
 def _context(associated_data: bytes) -> dict[str, str]:
