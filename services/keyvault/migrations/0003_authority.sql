@@ -1,5 +1,5 @@
--- What may be leased, to whom: provider keys and their sealed secrets, agent bindings; request ids and watchers; and the
--- functions that write authority and grant leases, each in one statement with its audit entry.
+-- What may be leased, to whom: provider keys and their sealed secrets, agent bindings, shares and halts; request ids and
+-- watchers; and the functions that write authority and grant leases, each in one statement with its audit entry.
 
 -- Provider keys, one row for each state that a key has had; the present one has no superseded_index. `record` is what the
 -- HMAC covers and what the service goes by; the other columns find it, and must agree with it.
@@ -64,6 +64,35 @@ CREATE UNIQUE INDEX agent_bindings_present ON agent_bindings (agent_id) WHERE su
 -- looked for.
 CREATE INDEX agent_bindings_of_owner ON agent_bindings (owner_id, agent_id) WHERE superseded_index IS NULL;
 
+-- Which agents may use which keys of their organization; rows as in agent_ai_keys. A share that ended has a row that says
+-- so.
+CREATE TABLE key_shares (
+    provider_key_id  text     NOT NULL,
+    agent_id         text     NOT NULL,
+    audit_index      bigint   NOT NULL,
+    superseded_index bigint   CHECK (superseded_index > audit_index),
+    is_ended         boolean  NOT NULL,
+    record           bytea    NOT NULL,
+    mac_key_version  integer  NOT NULL,
+    mac              bytea    NOT NULL CHECK (octet_length(mac) = 32),
+    PRIMARY KEY (provider_key_id, agent_id, audit_index)
+);
+
+CREATE UNIQUE INDEX key_shares_present ON key_shares (provider_key_id, agent_id) WHERE superseded_index IS NULL;
+CREATE INDEX key_shares_of_agent ON key_shares (agent_id) WHERE superseded_index IS NULL AND NOT is_ended;
+
+-- Every halt in force, in one row: a halt that is deleted takes the whole set with it, and without a set nothing is
+-- leased. Rows as in agent_ai_keys.
+CREATE TABLE halt_sets (
+    audit_index      bigint  PRIMARY KEY,
+    superseded_index bigint  CHECK (superseded_index > audit_index),
+    record           bytea   NOT NULL,
+    mac_key_version  integer NOT NULL,
+    mac              bytea   NOT NULL CHECK (octet_length(mac) = 32)
+);
+
+CREATE UNIQUE INDEX halt_sets_present ON halt_sets ((true)) WHERE superseded_index IS NULL;
+
 -- What a request id was used for. `scope` is the RPC and the principal.
 CREATE TABLE requests (
     scope           text        NOT NULL,
@@ -108,11 +137,23 @@ CREATE TRIGGER agent_bindings_superseded BEFORE UPDATE ON agent_bindings
 CREATE TRIGGER agent_bindings_kept BEFORE DELETE ON agent_bindings FOR EACH ROW EXECUTE FUNCTION refuse_change();
 CREATE TRIGGER agent_bindings_no_truncate BEFORE TRUNCATE ON agent_bindings
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER key_shares_superseded BEFORE UPDATE ON key_shares
+    FOR EACH ROW EXECUTE FUNCTION allow_superseding_only();
+CREATE TRIGGER key_shares_kept BEFORE DELETE ON key_shares FOR EACH ROW EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER key_shares_no_truncate BEFORE TRUNCATE ON key_shares
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER halt_sets_superseded BEFORE UPDATE ON halt_sets
+    FOR EACH ROW EXECUTE FUNCTION allow_superseding_only();
+CREATE TRIGGER halt_sets_kept BEFORE DELETE ON halt_sets FOR EACH ROW EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER halt_sets_no_truncate BEFORE TRUNCATE ON halt_sets
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
 
 -- Grants the leases of a batch whose authority is still what was read, and returns their secrets, still sealed. An item
--- that is missing in the answer was overtaken by a change, and nothing was appended for it.
+-- that is missing in the answer was overtaken by a change, and nothing was appended for it. A share index of 0 means that
+-- the key needs no share; p_halts_index is the set of halts that all of them were picked under.
 CREATE FUNCTION append_leases(
-    p_agent_ids text[], p_binding_indexes bigint[], p_key_ids text[], p_key_indexes bigint[], p_leaves bytea[]
+    p_agent_ids text[], p_binding_indexes bigint[], p_key_ids text[], p_key_indexes bigint[], p_share_indexes bigint[],
+    p_leaves bytea[], p_halts_index bigint
 ) RETURNS TABLE (item bigint, audit_index bigint, sealed_secret bytea, wrapped_dek bytea) LANGUAGE plpgsql AS $$
 DECLARE
     v_last  bigint;
@@ -125,14 +166,19 @@ BEGIN
     WITH granted AS MATERIALIZED (
         SELECT asked.item, asked.key_id, asked.leaf, s.sealed_secret, s.wrapped_dek,
                v_last + row_number() OVER (ORDER BY asked.item) AS audit_index
-        FROM unnest(p_agent_ids, p_binding_indexes, p_key_ids, p_key_indexes, p_leaves)
-             WITH ORDINALITY AS asked (agent_id, binding_index, key_id, key_index, leaf, item)
+        FROM unnest(p_agent_ids, p_binding_indexes, p_key_ids, p_key_indexes, p_share_indexes, p_leaves)
+             WITH ORDINALITY AS asked (agent_id, binding_index, key_id, key_index, share_index, leaf, item)
+        JOIN halt_sets h ON h.audit_index = p_halts_index AND h.superseded_index IS NULL
         JOIN agent_ai_keys k
           ON k.provider_key_id = asked.key_id AND k.audit_index = asked.key_index AND k.superseded_index IS NULL
         JOIN agent_ai_key_secrets s ON s.provider_key_id = k.provider_key_id AND s.key_version = k.key_version
         LEFT JOIN agent_bindings b
           ON b.agent_id = asked.agent_id AND b.audit_index = asked.binding_index AND b.superseded_index IS NULL
-        WHERE asked.agent_id = '' OR b.agent_id IS NOT NULL
+        LEFT JOIN key_shares sh
+          ON sh.provider_key_id = asked.key_id AND sh.agent_id = asked.agent_id
+         AND sh.audit_index = asked.share_index AND sh.superseded_index IS NULL AND NOT sh.is_ended
+        WHERE (asked.agent_id = '' OR b.agent_id IS NOT NULL)
+          AND (asked.share_index = 0 OR sh.agent_id IS NOT NULL)
     ), appended AS (
         INSERT INTO audit_entries (audit_index, kind, subject, leaf, leaf_hash)
         SELECT g.audit_index, 100, 'key/' || g.key_id, g.leaf, sha256('\x00'::bytea || g.leaf) FROM granted g
@@ -279,5 +325,72 @@ BEGIN
     VALUES (v_agent_id, v_index, p_row ->> 'owner_id', p_record, (p_row ->> 'mac_key_version')::integer,
             p_macs[v_index - p_mac_first_index + 1]);
     PERFORM close_authority_write(v_index, p_kind, 'agent/' || v_agent_id, p_leaf, p_request, v_agent_id);
+    RETURN QUERY SELECT 'WRITTEN', v_index;
+END $$;
+
+-- Writes one authority row of a share with its audit entry and request id, or nothing. status as in put_provider_key.
+CREATE FUNCTION put_key_share(
+    p_row jsonb, p_record bytea, p_mac_first_index bigint, p_macs bytea[], p_kind smallint, p_leaf bytea,
+    p_request jsonb
+) RETURNS TABLE (status text, audit_index bigint) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    v_status   text;
+    v_index    bigint;
+    v_present  bigint;
+    v_key_id   text := p_row ->> 'provider_key_id';
+    v_agent_id text := p_row ->> 'agent_id';
+BEGIN
+    SELECT o.status, o.audit_index INTO v_status, v_index
+    FROM open_authority_write(NULL, (p_row ->> 'mac_key_version')::integer, p_request) o;
+    IF v_status = 'OPEN' THEN
+        SELECT s.audit_index INTO v_present FROM key_shares s
+        WHERE s.provider_key_id = v_key_id AND s.agent_id = v_agent_id AND s.superseded_index IS NULL;
+        SELECT c.status, c.audit_index INTO v_status, v_index
+        FROM check_authority_write(
+            v_index, v_present, (p_row ->> 'expected_index')::bigint, p_mac_first_index, p_macs) c;
+    END IF;
+    IF v_status <> 'OPEN' THEN
+        RETURN QUERY SELECT v_status, v_index;
+        RETURN;
+    END IF;
+    UPDATE key_shares s SET superseded_index = v_index
+    WHERE s.provider_key_id = v_key_id AND s.agent_id = v_agent_id AND s.superseded_index IS NULL;
+    INSERT INTO key_shares (provider_key_id, agent_id, audit_index, is_ended, record, mac_key_version, mac)
+    VALUES (v_key_id, v_agent_id, v_index, (p_row ->> 'is_ended')::boolean, p_record,
+            (p_row ->> 'mac_key_version')::integer, p_macs[v_index - p_mac_first_index + 1]);
+    PERFORM close_authority_write(
+        v_index, p_kind, 'key/' || v_key_id, p_leaf, p_request, v_key_id || '/' || v_agent_id);
+    RETURN QUERY SELECT 'WRITTEN', v_index;
+END $$;
+
+-- Writes the authority row of the set of halts with its audit entry and request id, or nothing. status as in
+-- put_provider_key.
+CREATE FUNCTION put_halt_set(
+    p_row jsonb, p_record bytea, p_mac_first_index bigint, p_macs bytea[], p_kind smallint, p_leaf bytea,
+    p_request jsonb
+) RETURNS TABLE (status text, audit_index bigint) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    v_status  text;
+    v_index   bigint;
+    v_present bigint;
+BEGIN
+    SELECT o.status, o.audit_index INTO v_status, v_index
+    FROM open_authority_write(NULL, (p_row ->> 'mac_key_version')::integer, p_request) o;
+    IF v_status = 'OPEN' THEN
+        SELECT h.audit_index INTO v_present FROM halt_sets h WHERE h.superseded_index IS NULL;
+        SELECT c.status, c.audit_index INTO v_status, v_index
+        FROM check_authority_write(
+            v_index, v_present, (p_row ->> 'expected_index')::bigint, p_mac_first_index, p_macs) c;
+    END IF;
+    IF v_status <> 'OPEN' THEN
+        RETURN QUERY SELECT v_status, v_index;
+        RETURN;
+    END IF;
+    UPDATE halt_sets h SET superseded_index = v_index WHERE h.superseded_index IS NULL;
+    INSERT INTO halt_sets (audit_index, record, mac_key_version, mac)
+    VALUES (v_index, p_record, (p_row ->> 'mac_key_version')::integer, p_macs[v_index - p_mac_first_index + 1]);
+    PERFORM close_authority_write(v_index, p_kind, 'halts', p_leaf, p_request, p_row ->> 'resource_id');
     RETURN QUERY SELECT 'WRITTEN', v_index;
 END $$;

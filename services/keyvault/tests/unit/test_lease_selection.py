@@ -10,15 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from keyvault.domain.authority import RowSeal
 from keyvault.domain.errors import (
     AgentNotFoundError,
     LeaseBoundReachedError,
     ProviderKeyNotFoundError,
     ProviderKeyRevokedError,
 )
+from keyvault.domain.halts import HaltSet, StoredHalts
 from keyvault.domain.leases import (
     AgentPurpose,
+    Candidate,
     DistinctKeyBound,
+    Judge,
     LeaseItem,
     NoKeyCause,
     NoUsableKey,
@@ -35,19 +39,14 @@ from keyvault.domain.provider_keys import KeyState, Operation, StoredKey
 from services.keyvault.tests.unit.builders import NOW, agent_holder, owner_holder, stored_binding, stored_key
 
 BINDING = stored_binding()
+NO_HALTS = StoredHalts.of(HaltSet(), RowSeal(1, 1, bytes(32)))
 ITEM = LeaseItem(AgentPurpose("agent-1", Operation.CHAT, None))
 
 
 def choose(*keys: StoredKey, item: LeaseItem = ITEM, able: bool = True) -> Selection | NoUsableKey:
     """Select among the keys that the bound agent may use."""
-    return select(
-        item,
-        Operation.CHAT,
-        candidates=agents_keys(BINDING, keys),
-        binding=BINDING,
-        can_serve=lambda *_: able,
-        now=NOW,
-    )
+    judge = Judge(item=item, operation=Operation.CHAT, can_serve=lambda *_: able, now=NOW)
+    return select(judge, candidates=agents_keys(BINDING, keys), binding=BINDING, halts=NO_HALTS)
 
 
 def chosen_id(*keys: StoredKey, item: LeaseItem = ITEM) -> str:
@@ -135,14 +134,14 @@ def test_an_agent_of_another_owner_is_not_found() -> None:
 def test_platform_keys_are_the_platforms_alone() -> None:
     """An owner's key never serves a platform operation."""
     own = key("2", holder=Holder(Scope.PLATFORM, PLATFORM))
-    assert platform_keys([key("1"), own]) == [own]
+    assert platform_keys([key("1"), own]) == [Candidate(own)]
 
 
 @pytest.mark.parametrize("state", [state for state in KeyState if state is not KeyState.REVOKED])
 def test_validation_leases_a_key_in_any_state_but_revoked(state: KeyState) -> None:
     """A test call is what brings a key out of these states."""
     purpose = ValidationPurpose("1", Principal(owner_id="owner-1"))
-    assert select_for_validation(purpose, key("1", state=state), []).key.key.state is state
+    assert select_for_validation(purpose, key("1", state=state), [], NO_HALTS).key.key.state is state
 
 
 def test_a_test_call_is_limited_by_the_account_of_the_owners_agents() -> None:
@@ -152,10 +151,10 @@ def test_a_test_call_is_limited_by_the_account_of_the_owners_agents() -> None:
     purpose = ValidationPurpose("1", Principal(owner_id="owner-1"))
     strangers = [stored_binding("agent-2"), stored_binding("agent-1", "owner-2")]
     of_agent = key("1", holder=agent_holder())
-    assert select_for_validation(purpose, of_agent, [*strangers, bound]).account == organization
-    assert select_for_validation(purpose, of_agent, strangers).account == owner_account("owner-1")
-    assert select_for_validation(purpose, key("1"), [strangers[1], bound]).account == organization
-    assert select_for_validation(purpose, key("1"), []).account == owner_account("owner-1")
+    assert select_for_validation(purpose, of_agent, [*strangers, bound], NO_HALTS).account == organization
+    assert select_for_validation(purpose, of_agent, strangers, NO_HALTS).account == owner_account("owner-1")
+    assert select_for_validation(purpose, key("1"), [strangers[1], bound], NO_HALTS).account == organization
+    assert select_for_validation(purpose, key("1"), [], NO_HALTS).account == owner_account("owner-1")
 
 
 def test_validation_of_anothers_key_finds_nothing() -> None:
@@ -163,10 +162,10 @@ def test_validation_of_anothers_key_finds_nothing() -> None:
     purpose = ValidationPurpose("1", Principal(owner_id="owner-2"))
     for found in (None, key("1")):
         with pytest.raises(ProviderKeyNotFoundError):
-            select_for_validation(purpose, found, [BINDING])
+            select_for_validation(purpose, found, [BINDING], NO_HALTS)
     with pytest.raises(ProviderKeyRevokedError):
         select_for_validation(
-            ValidationPurpose("1", Principal(owner_id="owner-1")), key("1", state=KeyState.REVOKED), []
+            ValidationPurpose("1", Principal(owner_id="owner-1")), key("1", state=KeyState.REVOKED), [], NO_HALTS
         )
 
 

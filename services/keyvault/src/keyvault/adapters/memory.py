@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from typing_extensions import override
 
-from keyvault.domain.audit_log import AUTHORITY_KIND_END, AuditEntry, EntryKind, IndexedEntry, decode_leaf, encode_leaf
+from keyvault.domain.audit_log import AUTHORITY_KIND_END, AuditEntry, EntryKind, IndexedEntry, decode_leaf
 from keyvault.domain.keyring import KeyPurpose, KeyringRecord, KeyState
 from keyvault.domain.ownership import AccountKind, Scope
 from keyvault.domain.provider_keys import KeyState as ProviderKeyState
-from keyvault.domain.requests import RecordedRequest, RequestIdentity
+from keyvault.domain.requests import RecordedRequest
 from keyvault.ports import (
     AppendedLease,
     AuditLog,
@@ -26,6 +26,8 @@ from keyvault.ports import (
     BindingChange,
     BindingRow,
     BindingStore,
+    HaltsChange,
+    HaltsRow,
     KeyChange,
     KeyFilter,
     KeyringStore,
@@ -35,6 +37,8 @@ from keyvault.ports import (
     ProviderKeyStore,
     PutResult,
     SealedVersion,
+    ShareChange,
+    ShareRow,
     WatcherRegistry,
     WatcherReport,
 )
@@ -44,9 +48,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from datetime import timedelta
 
-    from keyvault.domain.authority import AuthorityWindow
+    from keyvault.domain.authority import RowSeal
+    from keyvault.domain.leaf_seals import LeafSealer
     from servicekit.clock import Clock
 
+Change: TypeAlias = "KeyChange | BindingChange | ShareChange | HaltsChange"
 _REVOKED = int(ProviderKeyState.REVOKED)
 
 
@@ -93,12 +99,15 @@ class _Watcher:
 class MemoryAuthority(ProviderKeyStore, BindingStore, LeaseLog, AuditLog, AuthorityFeed):
     """Authority rows, secrets, request ids and the log."""
 
-    def __init__(self, keyring: MemoryKeyringStore) -> None:
-        """Check KEK and HMAC versions against `keyring`."""
+    def __init__(self, keyring: MemoryKeyringStore, sealer: LeafSealer) -> None:
+        """Check KEK and HMAC versions against `keyring`; `sealer` makes the leaves of the log."""
         self._keyring = keyring
+        self._seal = sealer.seal
         self.leaves: list[tuple[EntryKind, bytes]] = []
         self.key_rows: dict[str, list[KeyRow]] = {}
         self.binding_rows: dict[str, list[BindingRow]] = {}
+        self.share_rows: dict[tuple[str, str], list[ShareRow]] = {}
+        self.halts_rows: list[HaltsRow] = []
         self.secrets: dict[str, tuple[int, SealedVersion]] = {}
         self._requests: dict[tuple[str, str], RecordedRequest] = {}
         self._wakes: list[Callable[[], None]] = []
@@ -139,20 +148,15 @@ class MemoryAuthority(ProviderKeyStore, BindingStore, LeaseLog, AuditLog, Author
         rows = self.key_rows.get(key_id, [])
         present = rows[-1].seal.audit_index if rows else 0
         kek_version = None if change.secret is None else change.secret.envelope.kek_version
-        refused = self._refused(change.window, change.request, (present, change.expected_index), kek_version)
-        if refused is not None:
-            return refused
-        audit_index = self._append([change.entry])
-        seal = change.window.seal_at(audit_index)
-        if seal is None:
-            raise AssertionError("the window was checked before")
+        seal = self.begin_write(change, present, kek_version)
+        if isinstance(seal, PutResult):
+            return seal
         self.key_rows.setdefault(key_id, []).append(KeyRow(found_by(change.key), change.record, seal))
         if change.secret is not None:
             self.secrets[key_id] = (change.key.key_version, change.secret)
         if change.key.state is ProviderKeyState.REVOKED:
             self.secrets.pop(key_id, None)
-        self._remember(change.request, key_id, audit_index)
-        return PutResult("WRITTEN", audit_index)
+        return self.end_write(change, seal, key_id)
 
     @override
     async def get_binding(self, agent_id: str) -> BindingRow | None:
@@ -169,40 +173,41 @@ class MemoryAuthority(ProviderKeyStore, BindingStore, LeaseLog, AuditLog, Author
         agent_id = change.binding.agent_id
         rows = self.binding_rows.get(agent_id, [])
         present = rows[-1].seal.audit_index if rows else 0
-        refused = self._refused(change.window, change.request, (present, change.expected_index), None)
-        if refused is not None:
-            return refused
-        audit_index = self._append([change.entry])
-        seal = change.window.seal_at(audit_index)
-        if seal is None:
-            raise AssertionError("the window was checked before")
+        seal = self.begin_write(change, present)
+        if isinstance(seal, PutResult):
+            return seal
         row = BindingRow(agent_id, change.binding.owner_id, change.record, seal)
         self.binding_rows.setdefault(agent_id, []).append(row)
-        self._remember(change.request, agent_id, audit_index)
-        return PutResult("WRITTEN", audit_index)
+        return self.end_write(change, seal, agent_id)
 
     @override
     async def read_authority(self, query: AuthorityQuery) -> AuthorityRows:
         bindings = [rows[-1] for agent_id, rows in self.binding_rows.items() if agent_id in query.agent_ids]
         owners = {binding.owner_id for binding in bindings}
         bindings += self._bindings_of(query.key_ids)
+        present = [rows[-1] for rows in self.share_rows.values()]
+        shares = [row for row in present if row.agent_id in query.agent_ids and not row.is_ended]
+        shared = {row.provider_key_id for row in shares}
         keys = []
         for rows in self.key_rows.values():
             columns = rows[-1].found_by
             is_wanted = (
                 (columns.scope == Scope.AGENT and columns.agent_id in query.agent_ids)
                 or (columns.scope == Scope.OWNER and columns.owner_id in owners)
+                or (columns.scope == Scope.ORGANIZATION and columns.provider_key_id in shared)
                 or (columns.scope == Scope.PLATFORM and query.includes_platform)
             )
             if columns.provider_key_id in query.key_ids or (is_wanted and columns.state != _REVOKED):
                 keys.append(rows[-1])
-        return AuthorityRows(head=len(self.leaves), bindings=bindings, keys=keys)
+        halts = self.halts_rows[-1].seal if self.halts_rows else None
+        return AuthorityRows(head=len(self.leaves), bindings=bindings, keys=keys, shares=shares, halts=halts)
 
     @override
-    async def append_leases(self, grants: Sequence[LeaseGrant]) -> list[AppendedLease | None]:
+    async def append_leases(self, grants: Sequence[LeaseGrant], *, halts_index: int) -> list[AppendedLease | None]:
         appended: list[AppendedLease | None] = []
+        is_halts_present = bool(self.halts_rows) and self.halts_rows[-1].seal.audit_index == halts_index
         for grant in grants:
-            secret = self._secret_of(grant)
+            secret = self._secret_of(grant) if is_halts_present else None
             if secret is None:
                 appended.append(None)
             else:
@@ -256,16 +261,32 @@ class MemoryAuthority(ProviderKeyStore, BindingStore, LeaseLog, AuditLog, Author
             bindings = self.binding_rows.get(grant.agent_id)
             if not bindings or bindings[-1].seal.audit_index != grant.binding_index:
                 return None
+        if grant.share_index:
+            shares = self.share_rows.get((grant.provider_key_id, grant.agent_id))
+            if not shares or shares[-1].seal.audit_index != grant.share_index or shares[-1].is_ended:
+                return None
         version, secret = self.secrets.get(grant.provider_key_id, (0, None))
         return secret if version == row.found_by.key_version else None
 
-    def _refused(
-        self,
-        window: AuthorityWindow,
-        request: RequestIdentity | None,
-        present_and_expected: tuple[int, int],
-        kek_version: int | None,
-    ) -> PutResult | None:
+    def begin_write(self, change: Change, present: int, kek_version: int | None = None) -> RowSeal | PutResult:
+        """Append the entry of a change and return the seal of its row, or why nothing is written."""
+        refused = self._refused(change, present, kek_version)
+        if refused is not None:
+            return refused
+        seal = change.window.seal_at(self._append([change.entry]))
+        if seal is None:
+            raise AssertionError("the window was checked before")
+        return seal
+
+    def end_write(self, change: Change, seal: RowSeal, resource_id: str) -> PutResult:
+        """Remember the request id of a change, and return that it is written."""
+        if change.request is not None:
+            recorded = RecordedRequest(change.request, resource_id, seal.audit_index)
+            self._requests[change.request.scope, change.request.request_id] = recorded
+        return PutResult("WRITTEN", seal.audit_index)
+
+    def _refused(self, change: Change, present: int, kek_version: int | None) -> PutResult | None:
+        window, request = change.window, change.request
         is_primary = self._keyring.is_primary(KeyPurpose.AUTHORITY_MAC, window.mac_key_version)
         if kek_version is not None:
             is_primary = is_primary and self._keyring.is_primary(KeyPurpose.KEK, kek_version)
@@ -274,21 +295,15 @@ class MemoryAuthority(ProviderKeyStore, BindingStore, LeaseLog, AuditLog, Author
         recorded = None if request is None else self._requests.get((request.scope, request.request_id))
         if recorded is not None:
             return PutResult("REPLAYED", recorded.audit_index)
-        present, expected = present_and_expected
-        if present != expected:
+        if present != change.expected_index:
             return PutResult("STALE", present)
         if window.seal_at(len(self.leaves) + 1) is None:
             return PutResult("WINDOW_MISSED", len(self.leaves))
         return None
 
-    def _remember(self, request: RequestIdentity | None, resource_id: str, audit_index: int) -> None:
-        if request is not None:
-            recorded = RecordedRequest(request, resource_id, audit_index)
-            self._requests[request.scope, request.request_id] = recorded
-
     def _append(self, entries: Sequence[AuditEntry]) -> int:
         first = len(self.leaves) + 1
-        self.leaves.extend((entry.kind, encode_leaf(entry)) for entry in entries)
+        self.leaves.extend((entry.kind, self._seal(entry)) for entry in entries)
         for wake in self._wakes:
             wake()
         return first

@@ -74,7 +74,12 @@ def principal_from(message: account_pb2.Principal, caller: Caller, field: str = 
         raise refused(f"{field}.organization_ids", "TOO_MANY", f"Send at most {ORGANIZATIONS_MAX}.")
     kind = message.WhichOneof("kind")
     if kind == "owner_id":
-        return Principal(owner_id=check_identifier(f"{field}.owner_id", message.owner_id))
+        return Principal(
+            owner_id=check_identifier(f"{field}.owner_id", message.owner_id),
+            organization_ids=frozenset(
+                check_identifier(f"{field}.organization_ids", each) for each in message.organization_ids
+            ),
+        )
     if kind == "operator_id":
         if MAY_NAME_OPERATORS.isdisjoint(caller.roles):
             raise CallerNotAllowedError("only a caller with the role operator may act as an operator")

@@ -18,11 +18,12 @@ from keyvault.api.fields import (
     time_from,
 )
 from keyvault.domain.new_keys import FieldChecks, refused
-from keyvault.domain.ownership import Scope
+from keyvault.domain.ownership import Scope, check_identifier
 from keyvault.domain.provider_keys import Custody
 from keyvault.usecases.bind_agent import Binding
 from keyvault.usecases.change_provider_keys import Asker
 from keyvault.usecases.create_provider_key import NewKey
+from keyvault.usecases.erase_owner import ErasureRequest
 from keyvault.usecases.open_submission import PlainInput, SealedInput, SecretInput
 from keyvault.usecases.read_provider_keys import KeyListing
 from keyvault.usecases.replace_secret import SecretReplacement
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from keyvault.domain.bindings import StoredBinding
+    from keyvault.domain.erasures import Erasure
     from keyvault.domain.provider_keys import StoredKey
     from keyvault.domain.submitted_secrets import Adjustment
     from servicekit.identity import Caller
@@ -58,6 +60,7 @@ def new_key_from(request: key_service_pb2.CreateKeyRequest, caller: Caller) -> N
         asker=Asker(caller=caller.uri, actor=actor or "", acting_for=acting_for),
         scope=scope,
         agent_id=request.agent_id,
+        organization_id=request.organization_id,
         provider=request.provider,
         base_url=request.base_url,
         label=request.label,
@@ -78,6 +81,7 @@ def listing_from(request: key_service_pb2.ListKeysRequest, caller: Caller) -> Ke
         include_revoked=request.include_revoked,
         page_size=request.page_size,
         page_token=request.page_token,
+        organization_id=request.organization_id,
     )
 
 
@@ -116,6 +120,27 @@ def revocation_from(request: key_service_pb2.RevokeKeyRequest, caller: Caller) -
         asker=_asker_from(request, caller),
         provider_key_id=request.key_id,
         reason=request.reason,
+    )
+
+
+def erasure_from(request: key_service_pb2.EraseOwnerRequest, caller: Caller) -> ErasureRequest:
+    """Return what EraseOwner asks for."""
+    return ErasureRequest(
+        request_id=request.request_id,
+        asker=_asker_from(request, caller),
+        owner_id=check_identifier("owner_id", request.owner_id),
+    )
+
+
+def erasure_to(erasure: Erasure, now: datetime) -> key_service_pb2.Erasure:
+    """Return how far an erasure has come."""
+    return key_service_pb2.Erasure(
+        owner_id=erasure.owner_id,
+        state=int(erasure.state(now)),  # type: ignore[arg-type]  # the numbers are the contract's own
+        erased_keys=erasure.erased_keys,
+        create_time=timestamp_to(erasure.create_time),
+        backups_expire_time=timestamp_to(erasure.backups_expire_time),
+        audit_index=erasure.begin_index,
     )
 
 
@@ -194,7 +219,8 @@ def timestamp_to(time: datetime | None) -> Timestamp | None:
 def _asker_from(
     request: key_service_pb2.UpdateKeyRequest
     | key_service_pb2.ReplaceKeySecretRequest
-    | key_service_pb2.RevokeKeyRequest,
+    | key_service_pb2.RevokeKeyRequest
+    | key_service_pb2.EraseOwnerRequest,
     caller: Caller,
 ) -> Asker:
     return Asker(

@@ -12,6 +12,7 @@ from byok.keyvault.v1 import lease_pb2, lease_service_pb2
 from keyvault.api.errors import ERRORS
 from keyvault.api.fields import account_to, enum_from, principal_from, route_to
 from keyvault.api.key_mapping import timestamp_to
+from keyvault.api.share_mapping import share_to
 from keyvault.domain.audit_log import AuditEntry, EntryKind, IndexedEntry
 from keyvault.domain.key_states import ValidationReport
 from keyvault.domain.leases import (
@@ -26,7 +27,9 @@ from keyvault.domain.new_keys import FieldChecks, refused
 from keyvault.domain.ownership import AccountKind, check_identifier
 from keyvault.domain.provider_keys import KeyState, Operation, Outcome, Verdict
 from keyvault.domain.sealing import parse_recipient, seal_leases
+from keyvault.ports import UntoldChange
 from keyvault.usecases.acquire_leases import GrantedLease, LeaseCall, NoLease
+from keyvault.usecases.claim_key_checks import ClaimCall, ClaimedKeys
 from keyvault.usecases.report_outcomes import ReportedOutcome
 from keyvault.usecases.report_validation import ReportedValidation
 from keyvault.usecases.watch_authority import Draining, Echo, Ready
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
 
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
+    from byok.type.v1 import embedding_space_pb2
     from keyvault.usecases.acquire_leases import LeaseOutcome
     from keyvault.usecases.watch_authority import Message
     from servicekit.identity import Caller
@@ -55,6 +59,9 @@ _CHANGES: Final = {
     EntryKind.KEY_REVOKED: lease_service_pb2.AUTHORITY_CHANGE_KIND_KEY_REVOKED,
     EntryKind.KEY_STATE_CHANGED: lease_service_pb2.AUTHORITY_CHANGE_KIND_KEY_STATE_CHANGED,
     EntryKind.AGENT_BOUND: lease_service_pb2.AUTHORITY_CHANGE_KIND_AGENT_BOUND,
+    EntryKind.KEY_SHARED: lease_service_pb2.AUTHORITY_CHANGE_KIND_KEY_SHARED,
+    EntryKind.KEY_UNSHARED: lease_service_pb2.AUTHORITY_CHANGE_KIND_KEY_UNSHARED,
+    EntryKind.HALTS_CHANGED: lease_service_pb2.AUTHORITY_CHANGE_KIND_HALTS_CHANGED,
 }
 
 
@@ -88,6 +95,45 @@ def leases_to(
         plaintext = sealed.SerializeToString()
         ciphertext = seal_leases(plaintext, recipient=recipient, deployment=deployment, holder=holder)
     return lease_service_pb2.AcquireLeasesResponse(results=results, sealed_leases=ciphertext, deployment=deployment)
+
+
+def claim_from(
+    request: lease_service_pb2.ClaimKeysForValidationRequest, caller: Caller
+) -> tuple[ClaimCall, X25519PublicKey]:
+    """Return what ClaimKeysForValidation asks for, and the process that the leases are to be sealed to.
+
+    Raises:
+        InvalidArgumentError: naming every field that does not fit.
+    """
+    checks = FieldChecks()
+    holder = checks.run(lambda: holder_from(request.holder, "holder"))
+    recipient = checks.run(lambda: parse_recipient(request.recipient_public_key, field="recipient_public_key"))
+    if len(request.providers) > PROVIDERS_MAX:
+        checks.complain("providers", "TOO_MANY", f"Send at most {PROVIDERS_MAX}.")
+    checks.conclude()
+    if holder is None or recipient is None:
+        raise AssertionError("a check that returned nothing did not complain")
+    call = ClaimCall(
+        caller=caller.uri,
+        holder=holder,
+        recipient_hash=hashlib.sha256(request.recipient_public_key).hexdigest(),
+        claims_max=request.claims_max,
+        providers=frozenset(request.providers),
+    )
+    return call, recipient
+
+
+def claims_to(
+    claimed: ClaimedKeys, *, recipient: X25519PublicKey, deployment: str, holder: str
+) -> lease_service_pb2.ClaimKeysForValidationResponse:
+    """Return the answer, with the secrets sealed as in AcquireLeases."""
+    leases = leases_to(claimed.leases, recipient=recipient, deployment=deployment, holder=holder)
+    return lease_service_pb2.ClaimKeysForValidationResponse(
+        results=leases.results,
+        sealed_leases=leases.sealed_leases,
+        deployment=leases.deployment,
+        retry_after=duration_to(claimed.retry_after),
+    )
 
 
 def outcomes_from(request: lease_service_pb2.ReportOutcomesRequest) -> list[ReportedOutcome | InvalidArgumentError]:
@@ -131,6 +177,10 @@ def watch_message_to(message: Message) -> lease_service_pb2.WatchAuthorityRespon
     """Return one message of a watch."""
     if isinstance(message, IndexedEntry):
         return lease_service_pb2.WatchAuthorityResponse(change=_change_to(message))
+    if isinstance(message, UntoldChange):
+        # Of no kind, and naming nothing: everything that was granted before it ends.
+        untold = lease_service_pb2.AuthorityChange(authority_index=message.audit_index)
+        return lease_service_pb2.WatchAuthorityResponse(change=untold)
     if isinstance(message, Echo):
         echo = lease_service_pb2.WatchEcho(monotonic_ns=message.monotonic_ns, authority_index=message.authority_index)
         return lease_service_pb2.WatchAuthorityResponse(echo=echo)
@@ -151,6 +201,23 @@ def holder_from(holder: str, field: str) -> str:
     return holder
 
 
+def agent_purpose_from(agent: lease_pb2.AgentPurpose, field: str, caller: Caller) -> AgentPurpose:
+    """Return an agent's operation. Raises InvalidArgumentError when a field does not fit."""
+    acting_for = None
+    if agent.HasField("acting_for"):
+        acting_for = principal_from(agent.acting_for, caller, f"{field}.acting_for")
+    return AgentPurpose(
+        check_identifier(f"{field}.agent_id", agent.agent_id),
+        _operation_from(agent.operation, f"{field}.operation"),
+        acting_for,
+    )
+
+
+def space_from(space: embedding_space_pb2.EmbeddingSpace) -> EmbeddingSpace:
+    """Return an embedding space."""
+    return EmbeddingSpace(space.maker, space.model, space.dimensions)
+
+
 def duration_to(delay: timedelta) -> Duration:
     """Return `delay` as a message."""
     duration = Duration()
@@ -169,30 +236,18 @@ def _item_from(item: lease_pb2.LeaseItem, field: str, caller: Caller) -> LeaseIt
         raise refused(f"{field}.excluded_key_ids", "TOO_MANY", f"Send at most {EXCLUDED_MAX}.")
     if len(item.providers) > PROVIDERS_MAX:
         raise refused(f"{field}.providers", "TOO_MANY", f"Send at most {PROVIDERS_MAX}.")
-    space = None
-    if item.HasField("required_space"):
-        wanted = item.required_space
-        space = EmbeddingSpace(wanted.maker, wanted.model, wanted.dimensions)
     return LeaseItem(
         purpose=_purpose_from(item, field, caller),
         providers=frozenset(item.providers),
         excluded_key_ids=frozenset(item.excluded_key_ids),
-        required_space=space,
+        required_space=space_from(item.required_space) if item.HasField("required_space") else None,
     )
 
 
 def _purpose_from(item: lease_pb2.LeaseItem, field: str, caller: Caller) -> Purpose:
     kind = item.WhichOneof("purpose")
     if kind == "agent":
-        agent = item.agent
-        acting_for = None
-        if agent.HasField("acting_for"):
-            acting_for = principal_from(agent.acting_for, caller, f"{field}.agent.acting_for")
-        return AgentPurpose(
-            check_identifier(f"{field}.agent.agent_id", agent.agent_id),
-            _operation_from(agent.operation, f"{field}.agent.operation"),
-            acting_for,
-        )
+        return agent_purpose_from(item.agent, f"{field}.agent", caller)
     if kind == "platform":
         return PlatformPurpose(_operation_from(item.platform.operation, f"{field}.platform.operation"))
     if kind == "validation":
@@ -281,6 +336,7 @@ def _lease_to(granted: GrantedLease, sealed: lease_pb2.SealedLeases) -> lease_pb
         binding_index=selection.binding_index,
         sealed_index=sealed_index,
         state=int(key.state),  # type: ignore[arg-type]  # as above
+        share=None if selection.share is None else share_to(selection.share),
     )
 
 
@@ -307,16 +363,20 @@ def _change_to(change: IndexedEntry) -> lease_service_pb2.AuthorityChange:
         kind=_CHANGES.get(entry.kind, lease_service_pb2.AUTHORITY_CHANGE_KIND_UNSPECIFIED),
         key_id=entry.provider_key_id,
         agent_id=entry.agent_id,
-        owner_id=_owner_touched(entry),
+        owner_id=_account_touched(entry, AccountKind.OWNER),
+        organization_id=_account_touched(entry, AccountKind.ORGANIZATION),
         platform=entry.account is not None and entry.account.kind is AccountKind.PLATFORM,
         state=entry.key_state,  # type: ignore[arg-type]  # the numbers are the contract's own
         append_time=timestamp_to(entry.time),
     )
 
 
-def _owner_touched(entry: AuditEntry) -> str:
-    # A key of one agent, or a binding, touches that agent; any other key of an owner touches all of their agents.
-    if entry.agent_id or entry.account is None or entry.account.kind is not AccountKind.OWNER:
+def _account_touched(entry: AuditEntry, kind: AccountKind) -> str:
+    if entry.account is None or entry.account.kind is not kind:
+        return ""
+    # A key of one agent, a share, or a binding, touches that agent; any other key touches all agents of its account. A
+    # halt of one agent also touches the test calls of the agent's keys, which are leased on behalf of the owner.
+    if entry.agent_id and entry.kind is not EntryKind.HALTS_CHANGED:
         return ""
     return entry.account.party_id
 

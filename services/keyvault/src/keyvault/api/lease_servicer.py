@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from byok.keyvault.v1 import lease_service_pb2, lease_service_pb2_grpc
+from keyvault.api.candidate_mapping import candidates_query_from, candidates_to
 from keyvault.api.key_mapping import key_to
 from keyvault.api.lease_mapping import (
+    claim_from,
+    claims_to,
     holder_from,
     lease_call_from,
     leases_to,
@@ -24,6 +27,8 @@ from keyvault.api.lease_mapping import (
 from keyvault.domain.new_keys import refused
 from keyvault.ports import KeyringSource
 from keyvault.usecases.acquire_leases import LeaseCall, LeaseOutcome
+from keyvault.usecases.claim_key_checks import ClaimKeyChecks
+from keyvault.usecases.list_candidates import ListCandidates
 from keyvault.usecases.report_outcomes import ReportedOutcome, ReportOutcomes
 from keyvault.usecases.report_validation import ReportValidation
 from keyvault.usecases.watch_authority import WatchHub
@@ -46,6 +51,8 @@ class LeaseUseCases:
 
     acquire: Callable[[LeaseCall], Awaitable[list[LeaseOutcome]]]
     count: Callable[[list[LeaseOutcome]], None]
+    claim: ClaimKeyChecks
+    list_candidates: ListCandidates
     report_outcomes: ReportOutcomes
     report_validation: ReportValidation
     hub: WatchHub
@@ -68,6 +75,22 @@ class LeaseServicer(lease_service_pb2_grpc.LeaseServiceServicer):
         self._do.count(outcomes)
         deployment = self._do.keyring.current().deployment
         return leases_to(outcomes, recipient=recipient, deployment=deployment, holder=call.holder)
+
+    @override
+    async def ClaimKeysForValidation(
+        self, request: lease_service_pb2.ClaimKeysForValidationRequest, context: Context
+    ) -> lease_service_pb2.ClaimKeysForValidationResponse:
+        call, recipient = claim_from(request, current_caller())
+        claimed = await self._do.claim(call)
+        deployment = self._do.keyring.current().deployment
+        return claims_to(claimed, recipient=recipient, deployment=deployment, holder=call.holder)
+
+    @override
+    async def ListCandidates(
+        self, request: lease_service_pb2.ListCandidatesRequest, context: Context
+    ) -> lease_service_pb2.ListCandidatesResponse:
+        purpose, required_space = candidates_query_from(request, current_caller())
+        return candidates_to(await self._do.list_candidates(purpose, required_space))
 
     @override
     async def ReportOutcomes(

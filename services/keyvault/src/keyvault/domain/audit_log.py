@@ -67,6 +67,21 @@ class EntryKind(enum.IntEnum):
 
 
 AUTHORITY_KIND_END: Final = 100
+TOLD_KINDS: Final = frozenset(
+    {
+        EntryKind.KEY_CREATED,
+        EntryKind.KEY_UPDATED,
+        EntryKind.KEY_SECRET_REPLACED,
+        EntryKind.KEY_REVOKED,
+        EntryKind.KEY_STATE_CHANGED,
+        EntryKind.KEY_SHARED,
+        EntryKind.KEY_UNSHARED,
+        EntryKind.HALTS_CHANGED,
+        EntryKind.KEY_EXPIRING,
+        EntryKind.OWNER_ERASED,
+    }
+)
+"""What owners are told of; the index `audit_entries_told` names the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

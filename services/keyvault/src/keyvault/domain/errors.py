@@ -97,6 +97,10 @@ class AuditEntryNotFoundError(DomainError):
     """The log has no such entry, or keeps it no more."""
 
 
+class ErasureNotFoundError(DomainError):
+    """No erasure of this owner was asked for, or it is another owner's: the two are never told apart."""
+
+
 class LeaseBoundReachedError(DomainError):
     """The caller leased as many distinct keys within a minute as one caller may."""
 

@@ -59,17 +59,46 @@ class Holder:
     agent_id: str = ""
 
 
+def organization_account(organization_id: str) -> Account:
+    """Return the account of one organization."""
+    return Account(AccountKind.ORGANIZATION, organization_id)
+
+
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """On whose behalf a call is made: one owner, or an operator, who acts for the platform."""
+    """On whose behalf a call is made: one owner, or an operator, who acts for the platform.
+
+    `organization_ids` are those that the caller asserts the owner to be a member of; it vouches for that.
+    """
 
     owner_id: str = ""
     operator_id: str = ""
+    organization_ids: frozenset[str] = frozenset()
 
     @property
     def account(self) -> Account:
         """Return the account whose keys this principal may see and change."""
         return PLATFORM if self.operator_id else owner_account(self.owner_id)
+
+    def may_act_on(self, account: Account) -> bool:
+        """Return whether what this account owns is this principal's to see and change."""
+        if account.kind is AccountKind.ORGANIZATION:
+            return account.party_id in self.organization_ids
+        return account == self.account
+
+    def acting_account(self, organization_id: str) -> Account:
+        """Return the organization's account when one is named, else the principal's own.
+
+        Raises:
+            InvalidArgumentError: the caller does not assert the principal to be a member of the organization.
+        """
+        if not organization_id:
+            return self.account
+        account = organization_account(check_identifier("organization_id", organization_id))
+        if not self.may_act_on(account):
+            remedy = "Name the organization in acting_for.organization_ids too, if the owner is a member of it."
+            raise _refused("organization_id", "NOT_A_MEMBER", remedy)
+        return account
 
     @property
     def key(self) -> str:
@@ -83,9 +112,11 @@ def check_holder(holder: Holder) -> Holder:
     Raises:
         InvalidArgumentError: naming the field that does not fit and what to send instead.
     """
-    wanted = AccountKind.PLATFORM if holder.scope is Scope.PLATFORM else AccountKind.OWNER
-    if holder.owned_by.kind != wanted:
-        remedy = "Scope PLATFORM needs acting_for.operator_id, the scopes AGENT and OWNER need acting_for.owner_id."
+    if holder.owned_by.kind != _OWNED_BY[holder.scope]:
+        remedy = (
+            "Scope PLATFORM needs acting_for.operator_id, the scopes AGENT and OWNER need acting_for.owner_id alone, "
+            "scope ORGANIZATION needs organization_id as well."
+        )
         raise _refused("scope", "SCOPE_MISMATCH", remedy)
     if bool(holder.agent_id) != (holder.scope is Scope.AGENT):
         raise _refused("agent_id", "SCOPE_MISMATCH", "Name an agent for scope AGENT, and for no other scope.")
@@ -106,3 +137,11 @@ def check_identifier(field: str, value: str) -> str:
 
 def _refused(field: str, reason: str, description: str) -> InvalidArgumentError:
     return InvalidArgumentError(violations=[FieldViolation(field=field, reason=reason, description=description)])
+
+
+_OWNED_BY: Final = {
+    Scope.AGENT: AccountKind.OWNER,
+    Scope.OWNER: AccountKind.OWNER,
+    Scope.ORGANIZATION: AccountKind.ORGANIZATION,
+    Scope.PLATFORM: AccountKind.PLATFORM,
+}

@@ -4,7 +4,7 @@ from keyvault.ports.erasures import ErasureStore
 from keyvault.ports.key_health import ChangedKeys, Claim, KeyCheckStore, NoticeEntry
 from keyvault.ports.keyring import KeyringSource, KeyringStore, RootKey
 from keyvault.ports.leasing import AppendedLease, AuthorityQuery, AuthorityRows, LeaseGrant, LeaseLog
-from keyvault.ports.log import AuditLog, AuthorityChanges, AuthorityFeed, CorruptionLog
+from keyvault.ports.log import AuditLog, AuthorityChanges, AuthorityFeed, CorruptionLog, UntoldChange
 from keyvault.ports.outside import Alarms, Capabilities, ProviderTerms
 from keyvault.ports.row_history import EntryState, RowHistory, RowState
 from keyvault.ports.rows import (
@@ -77,6 +77,7 @@ __all__ = [
     "ShareStore",
     "StoredLeaf",
     "TreeState",
+    "UntoldChange",
     "WatcherRegistry",
     "WatcherReport",
 ]

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from keyvault.domain.audit_log import AuditEntry
+from keyvault.domain.authority import RowSeal
 from keyvault.domain.envelope import Envelope
-from keyvault.ports.rows import BindingRow, KeyRow
+from keyvault.ports.rows import BindingRow, KeyRow, ShareRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +28,9 @@ class AuthorityRows:
     head: int
     bindings: Sequence[BindingRow]
     keys: Sequence[KeyRow]
+    shares: Sequence[ShareRow]
+    halts: RowSeal | None
+    """The seal of the set of halts; None when there is no set, or more than one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +41,7 @@ class LeaseGrant:
     binding_index: int
     provider_key_id: str
     key_index: int
+    share_index: int
     entry: AuditEntry
 
 
@@ -54,16 +59,19 @@ class LeaseLog(Protocol):
     async def read_authority(self, query: AuthorityQuery) -> AuthorityRows:
         """Return the bindings of the agents, the keys that they and the platform may use, and the keys named.
 
+        With an agent come its shares that have not ended, and their keys.
+
         With a key that is named comes a binding of its agent, or of the first agent of its owner, if there is one.
 
         Revoked keys are returned only when they are named.
         """
         ...
 
-    async def append_leases(self, grants: Sequence[LeaseGrant]) -> list[AppendedLease | None]:
+    async def append_leases(self, grants: Sequence[LeaseGrant], *, halts_index: int) -> list[AppendedLease | None]:
         """Append those leases whose rows are still the present ones, durably; None where they are not.
 
-        The rows are read again after the head of the log is locked, so no lease is granted after a change of its rows.
+        None of them is appended when `halts_index` is not that of the present set of halts. The rows are read again
+        after the head of the log is locked, so no lease is granted after a change of its rows.
 
         Raises:
             AuditUnavailableError: it is not known to be durable; no secret may leave.

@@ -12,6 +12,7 @@ from keyvault.domain.envelope import Envelope
 from keyvault.domain.ownership import Account
 from keyvault.domain.provider_keys import ProviderKey
 from keyvault.domain.requests import RequestIdentity
+from keyvault.domain.shares import KeyShare
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,25 @@ class BindingRow:
 
 
 @dataclass(frozen=True, slots=True)
+class ShareRow:
+    """An authority row of a share as it is stored: not to be believed before it is verified."""
+
+    provider_key_id: str
+    agent_id: str
+    is_ended: bool
+    record: bytes
+    seal: RowSeal
+
+
+@dataclass(frozen=True, slots=True)
+class HaltsRow:
+    """The authority row of the set of halts as it is stored: not to be believed before it is verified."""
+
+    record: bytes
+    seal: RowSeal
+
+
+@dataclass(frozen=True, slots=True)
 class SealedVersion:
     """A sealed secret with what finds its equals."""
 
@@ -83,6 +103,30 @@ class BindingChange:
     request: RequestIdentity | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShareChange:
+    """A new authority row of a share, all that is written with it, and what it must supersede."""
+
+    share: KeyShare
+    record: bytes
+    expected_index: int
+    window: AuthorityWindow
+    entry: AuditEntry
+    request: RequestIdentity | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HaltsChange:
+    """A new authority row of the set of halts, all that is written with it, and what it must supersede."""
+
+    record: bytes
+    expected_index: int
+    window: AuthorityWindow
+    entry: AuditEntry
+    resource_id: str = ""
+    request: RequestIdentity | None = None
+
+
 PutStatus = Literal["WRITTEN", "REPLAYED", "STALE", "WINDOW_MISSED", "KEY_NOT_PRIMARY"]
 
 
@@ -107,4 +151,14 @@ class KeyFilter:
     provider: str = ""
     include_revoked: bool = False
     after_key_id: str = ""
+    limit: int = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShareFilter:
+    """Which shares of a key to list, by agent."""
+
+    provider_key_id: str
+    agent_id: str = ""
+    after_agent_id: str = ""
     limit: int = 50

@@ -9,7 +9,19 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from keyvault.domain.requests import RecordedRequest
-    from keyvault.ports.rows import BindingChange, BindingRow, KeyChange, KeyFilter, KeyRow, PutResult
+    from keyvault.ports.rows import (
+        BindingChange,
+        BindingRow,
+        HaltsChange,
+        HaltsRow,
+        KeyChange,
+        KeyFilter,
+        KeyRow,
+        PutResult,
+        ShareChange,
+        ShareFilter,
+        ShareRow,
+    )
 
 
 class ProviderKeyStore(Protocol):
@@ -47,6 +59,70 @@ class ProviderKeyStore(Protocol):
         """Write a change with its audit entry, secret and request id, all or nothing, durably.
 
         A new secret replaces the stored one, and a revoked key keeps none.
+
+        Raises:
+            AuditUnavailableError: it is not known to be durable.
+        """
+        ...
+
+
+class ShareStore(Protocol):
+    """Authority rows of shares. Every method raises UnavailableError when the store is away."""
+
+    async def head(self) -> int:
+        """Return the index of the last audit entry, or 0."""
+        ...
+
+    async def get_share(self, provider_key_id: str, agent_id: str) -> ShareRow | None:
+        """Return the present row of a key and an agent, also when it says that the share ended."""
+        ...
+
+    async def get_share_at(self, provider_key_id: str, agent_id: str, audit_index: int) -> ShareRow | None:
+        """Return the row of a share that one audit entry wrote, superseded or not."""
+        ...
+
+    async def find_shares(self, share_filter: ShareFilter) -> list[ShareRow]:
+        """Return present rows that have not ended, in the order of their agents' ids."""
+        ...
+
+    async def find_request(self, scope: str, request_id: str) -> RecordedRequest | None:
+        """Return what a request id was used for."""
+        ...
+
+    async def put_share(self, change: ShareChange) -> PutResult:
+        """Write a change with its audit entry and request id, all or nothing, durably.
+
+        Raises:
+            AuditUnavailableError: it is not known to be durable.
+        """
+        ...
+
+
+class HaltStore(Protocol):
+    """The authority row of the set of halts. Every method raises UnavailableError when the store is away."""
+
+    async def head(self) -> int:
+        """Return the index of the last audit entry, or 0."""
+        ...
+
+    async def is_log_new(self) -> bool:
+        """Return whether the log holds nothing but entries of the keyring, which is made before all else."""
+        ...
+
+    async def get_halts(self) -> HaltsRow | None:
+        """Return the present row, or None when there is none, or more than one."""
+        ...
+
+    async def get_halts_at(self, audit_index: int) -> HaltsRow | None:
+        """Return the row that one audit entry wrote, superseded or not."""
+        ...
+
+    async def find_request(self, scope: str, request_id: str) -> RecordedRequest | None:
+        """Return what a request id was used for."""
+        ...
+
+    async def put_halts(self, change: HaltsChange) -> PutResult:
+        """Write a change with its audit entry and request id, all or nothing, durably.
 
         Raises:
             AuditUnavailableError: it is not known to be durable.

@@ -6,37 +6,29 @@ changed between the two is picked anew. Nothing is sealed here: the api seals wh
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from keyvault.domain.audit_log import AuditEntry, EntryKind
-from keyvault.domain.bindings import StoredBinding
 from keyvault.domain.envelope import open_envelope
-from keyvault.domain.errors import (
-    AuthorityForgedError,
-    EnvelopeCorruptError,
-    LeaseBoundReachedError,
-    StaleAuthorityError,
-)
+from keyvault.domain.errors import LeaseBoundReachedError, StaleAuthorityError
 from keyvault.domain.lease_ids import new_lease_id
 from keyvault.domain.leases import (
     AgentPurpose,
     DistinctKeyBound,
+    Judge,
     LeaseItem,
     NoUsableKey,
-    PlatformPurpose,
     Selection,
     ValidationPurpose,
-    agents_keys,
     ensure_agents_owner,
-    platform_keys,
     select,
     select_for_validation,
 )
-from keyvault.domain.ownership import Scope
-from keyvault.domain.provider_keys import Operation, StoredKey
-from keyvault.ports import AppendedLease, AuthorityQuery, LeaseGrant
+from keyvault.domain.provider_keys import Operation
+from keyvault.ports import AppendedLease, LeaseGrant
+from keyvault.usecases.read_authority import believed
 from keyvault.usecases.verify_rows import reloading
 from servicekit.errors import DomainError
 from servicekit.secrets import Secret
@@ -44,9 +36,9 @@ from servicekit.secrets import Secret
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from keyvault.ports import Alarms, AuthorityRows, BindingRow, Capabilities, KeyringSource, KeyRow, LeaseLog
-    from keyvault.usecases.report_corruption import ReportCorruption
-    from keyvault.usecases.verify_rows import VerifyRows
+    from keyvault.domain.halts import StoredHalts
+    from keyvault.ports import Alarms, Capabilities, KeyringSource, LeaseLog
+    from keyvault.usecases.read_authority import Authority, ReadAuthority
     from servicekit.clock import Clock
 
 ROUNDS_MAX: Final = 4
@@ -95,19 +87,6 @@ class _Asked:
     outcome: LeaseOutcome | None = None
 
 
-@dataclass(slots=True)
-class _Authority:
-    """Verified rows of one snapshot, by how items look for them; an error stands in the place of a forged row."""
-
-    head: int
-    bindings: dict[str, StoredBinding | DomainError] = field(default_factory=dict)
-    of_owner: dict[str, list[str]] = field(default_factory=dict)
-    by_id: dict[str, StoredKey | DomainError] = field(default_factory=dict)
-    by_agent: dict[str, list[StoredKey | DomainError]] = field(default_factory=dict)
-    by_owner: dict[str, list[StoredKey | DomainError]] = field(default_factory=dict)
-    of_platform: list[StoredKey | DomainError] = field(default_factory=list)
-
-
 class AcquireLeases:
     """Serves batches of calls."""
 
@@ -115,10 +94,9 @@ class AcquireLeases:
         self,
         *,
         log: LeaseLog,
+        read: ReadAuthority,
         keyring: KeyringSource,
-        verify: VerifyRows,
         capabilities: Capabilities,
-        corruption: ReportCorruption,
         alarms: Alarms,
         bound: DistinctKeyBound,
         clock: Clock,
@@ -126,10 +104,9 @@ class AcquireLeases:
     ) -> None:
         """Grant leases of `life` from the keys behind `log`."""
         self._log = log
+        self._read = read
         self._keyring = keyring
-        self._verify = verify
         self._capabilities = capabilities
-        self._corruption = corruption
         self._alarms = alarms
         self._bound = bound
         self._clock = clock
@@ -154,7 +131,7 @@ class AcquireLeases:
 
     async def _round(self, asked: list[_Asked]) -> list[_Asked]:
         """Settle what can be settled from one snapshot; return what was overtaken by a change."""
-        authority = await self._read(asked)
+        authority = await self._read([each.item.purpose for each in asked])
         chosen: list[tuple[_Asked, Selection]] = []
         for each in asked:
             selection = self._choose(each, authority)
@@ -164,59 +141,12 @@ class AcquireLeases:
                 each.outcome = selection
         overtaken: list[_Asked] = []
         for start in range(0, len(chosen), GRANTS_PER_APPEND_MAX):
-            overtaken += await self._append(chosen[start : start + GRANTS_PER_APPEND_MAX])
+            overtaken += await self._append(chosen[start : start + GRANTS_PER_APPEND_MAX], authority)
         return overtaken
 
-    async def _read(self, asked: Sequence[_Asked]) -> _Authority:
-        purposes = [each.item.purpose for each in asked]
-        rows = await self._log.read_authority(
-            AuthorityQuery(
-                agent_ids=frozenset(each.agent_id for each in purposes if isinstance(each, AgentPurpose)),
-                key_ids=frozenset(each.provider_key_id for each in purposes if isinstance(each, ValidationPurpose)),
-                includes_platform=any(isinstance(each, PlatformPurpose) for each in purposes),
-            )
-        )
-        return await self._verified(rows)
-
-    async def _verified(self, rows: AuthorityRows) -> _Authority:
-        authority = _Authority(rows.head)
-        for binding in rows.bindings:
-            authority.bindings[binding.agent_id] = await self._verified_binding(binding)
-            authority.of_owner.setdefault(binding.owner_id, []).append(binding.agent_id)
-        for row in rows.keys:
-            stored = await self._verified_key(row)
-            # By the columns on purpose: an edited column must spoil the item that it leads to, not hide the row.
-            found_by = row.found_by
-            authority.by_id[found_by.provider_key_id] = stored
-            if found_by.scope == Scope.AGENT:
-                authority.by_agent.setdefault(found_by.agent_id, []).append(stored)
-            elif found_by.scope == Scope.OWNER:
-                authority.by_owner.setdefault(found_by.owner_id, []).append(stored)
-            else:
-                authority.of_platform.append(stored)
-        return authority
-
-    async def _verified_key(self, row: KeyRow) -> StoredKey | DomainError:
+    def _choose(self, asked: _Asked, authority: Authority) -> Selection | NoLease | DomainError:
         try:
-            return await self._verify.key(row)
-        except DomainError as error:
-            await self._report(row.found_by.provider_key_id, error)
-            return error
-
-    async def _verified_binding(self, row: BindingRow) -> StoredBinding | DomainError:
-        try:
-            return await self._verify.binding(row)
-        except DomainError as error:
-            await self._report(row.agent_id, error)
-            return error
-
-    async def _report(self, row_id: str, error: DomainError) -> None:
-        if isinstance(error, AuthorityForgedError | EnvelopeCorruptError):
-            await self._corruption(row_id, error)
-
-    def _choose(self, asked: _Asked, authority: _Authority) -> Selection | NoLease | DomainError:
-        try:
-            selection = self._selected(asked.item, authority)
+            selection = self._selected(asked.item, authority, believed(authority.halts))
             if isinstance(selection, NoUsableKey):
                 return NoLease(reason=selection, authority_index=authority.head, life=self._life)
             key_id = selection.key.key.provider_key_id
@@ -228,30 +158,24 @@ class AcquireLeases:
             return error
         return selection
 
-    def _selected(self, item: LeaseItem, authority: _Authority) -> Selection | NoUsableKey:
+    def _selected(self, item: LeaseItem, authority: Authority, halts: StoredHalts) -> Selection | NoUsableKey:
         purpose = item.purpose
         if isinstance(purpose, ValidationPurpose):
-            return _selected_for_validation(purpose, authority)
+            key = authority.key(purpose.provider_key_id)
+            bindings = [] if key is None else authority.bindings_for(key)
+            return select_for_validation(purpose, key, bindings, halts)
         binding = None
         if isinstance(purpose, AgentPurpose):
-            binding = ensure_agents_owner(_believed(authority.bindings.get(purpose.agent_id)), purpose)
-            found = [
-                *authority.by_agent.get(purpose.agent_id, ()),
-                *authority.by_owner.get(binding.binding.owner_id, ()),
-            ]
-            candidates = agents_keys(binding, [_believed_key(each) for each in found])
+            binding = ensure_agents_owner(authority.binding(purpose.agent_id), purpose)
+            candidates = authority.candidates(binding)
         else:
-            candidates = platform_keys([_believed_key(each) for each in authority.of_platform])
-        return select(
-            item,
-            purpose.operation,
-            candidates=candidates,
-            binding=binding,
-            can_serve=self._capabilities.can_serve,
-            now=self._clock.now(),
+            candidates = authority.platform_candidates()
+        judge = Judge(
+            item=item, operation=purpose.operation, can_serve=self._capabilities.can_serve, now=self._clock.now()
         )
+        return select(judge, candidates=candidates, binding=binding, halts=halts)
 
-    async def _append(self, chosen: Sequence[tuple[_Asked, Selection]]) -> list[_Asked]:
+    async def _append(self, chosen: Sequence[tuple[_Asked, Selection]], authority: Authority) -> list[_Asked]:
         now = self._clock.now()
         ring = self._keyring.current()
         lease_ids = [
@@ -270,6 +194,7 @@ class AcquireLeases:
                 binding_index=selection.binding_index,
                 provider_key_id=selection.key.key.provider_key_id,
                 key_index=selection.key.seal.audit_index,
+                share_index=selection.share_index,
                 entry=AuditEntry(
                     kind=EntryKind.LEASE_GRANTED,
                     time=now,
@@ -279,13 +204,13 @@ class AcquireLeases:
                     key_state=int(selection.key.key.state),
                     agent_id=_agent_concerned(asked, selection),
                     account=selection.account,
-                    details=_details(asked, lease_id),
+                    details=_details(asked, selection, lease_id),
                 ),
             )
             for (asked, selection), lease_id in zip(chosen, lease_ids, strict=True)
         ]
         overtaken = []
-        appended = await self._log.append_leases(grants)
+        appended = await self._log.append_leases(grants, halts_index=believed(authority.halts).seal.audit_index)
         for (asked, selection), lease_id, lease in zip(chosen, lease_ids, appended, strict=True):
             if lease is None:
                 overtaken.append(asked)
@@ -305,7 +230,7 @@ class AcquireLeases:
                 ),
             )
         except DomainError as error:
-            await self._report(key.provider_key_id, error)
+            await self._read.report(key.provider_key_id, error)
             return error
         return GrantedLease(
             lease_id=lease_id,
@@ -314,37 +239,6 @@ class AcquireLeases:
             life=self._life,
             secret=secret,
         )
-
-
-def _selected_for_validation(purpose: ValidationPurpose, authority: _Authority) -> Selection:
-    stored = authority.by_id.get(purpose.provider_key_id)
-    key = None if stored is None else _believed_key(stored)
-    bindings = [] if key is None else [_believed_binding(each) for each in _bindings_for(key, authority)]
-    return select_for_validation(purpose, key, bindings)
-
-
-def _bindings_for(key: StoredKey, authority: _Authority) -> list[StoredBinding | DomainError]:
-    holder = key.key.holder
-    return [authority.bindings[name] for name in authority.of_owner.get(holder.owned_by.party_id, ())]
-
-
-def _believed_binding(found: StoredBinding | DomainError) -> StoredBinding:
-    if isinstance(found, DomainError):
-        raise found
-    return found
-
-
-def _believed(found: StoredBinding | DomainError | None) -> StoredBinding | None:
-    if isinstance(found, DomainError):
-        raise found
-    return found
-
-
-def _believed_key(found: StoredKey | DomainError) -> StoredKey:
-    if isinstance(found, DomainError):
-        # A forged row is never passed over: that would let an edit turn "this key" into "another payer".
-        raise found
-    return found
 
 
 def _outcome(asked: _Asked) -> LeaseOutcome:
@@ -359,7 +253,7 @@ def _agent_concerned(asked: _Asked, selection: Selection) -> str:
     return selection.agent_id if is_of_agent else selection.key.key.holder.agent_id
 
 
-def _details(asked: _Asked, lease_id: str) -> tuple[tuple[str, str], ...]:
+def _details(asked: _Asked, selection: Selection, lease_id: str) -> tuple[tuple[str, str], ...]:
     purpose = asked.item.purpose
     operation = Operation.KEY_VALIDATION if isinstance(purpose, ValidationPurpose) else purpose.operation
     return (
@@ -367,4 +261,5 @@ def _details(asked: _Asked, lease_id: str) -> tuple[tuple[str, str], ...]:
         ("operation", operation.name),
         ("holder", asked.call.holder),
         ("recipient", asked.call.recipient_hash),
+        *((("share_index", str(selection.share_index)),) if selection.share is not None else ()),
     )

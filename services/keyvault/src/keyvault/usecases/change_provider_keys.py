@@ -54,7 +54,7 @@ class ProviderKeys:
         """
         row = await self._keys.get(provider_key_id)
         stored = None if row is None else await self._verify.key(row)
-        if stored is None or stored.key.holder.owned_by != principal.account:
+        if stored is None or not principal.may_act_on(stored.key.holder.owned_by):
             raise ProviderKeyNotFoundError("there is no such provider key", provider_key_id=provider_key_id)
         return stored
 

@@ -52,6 +52,7 @@ class NewKey:
     asker: Asker
     scope: Scope
     agent_id: str
+    organization_id: str
     provider: str
     base_url: str
     label: str
@@ -90,9 +91,8 @@ class PrepareKey:
         """
         checks = FieldChecks()
         principal = asked.asker.acting_for
-        holder = Holder(asked.scope, principal.account, asked.agent_id)
         checks.run(lambda: check_request_id(asked.request_id, now))
-        checks.run(lambda: check_holder(holder))
+        holder = checks.run(lambda: _holder(asked))
         if asked.agent_id:
             checks.run(lambda: check_identifier("agent_id", asked.agent_id))
         base_url = checks.run(lambda: self._check_base_url(asked.provider, asked.base_url))
@@ -109,11 +109,14 @@ class PrepareKey:
                     provider=asked.provider,
                     base_url=asked.base_url,
                     request_id=asked.request_id,
+                    organization_id=asked.organization_id,
                 ),
             )
         )
         checks.conclude()
-        if base_url is None or label is None or priority is None or mapping is None or submitted is None:
+        if holder is None or base_url is None or label is None or priority is None:
+            raise AssertionError("a check that returned nothing did not complain")
+        if mapping is None or submitted is None:
             raise AssertionError("a check that returned nothing did not complain")
         fingerprint = self._open_submission.fingerprint(submitted.secret)
         key = ProviderKey(
@@ -214,6 +217,11 @@ class CreateProviderKey:
             raise refused("acting_for", "TOO_MANY_KEYS", remedy)
 
 
+def _holder(asked: NewKey) -> Holder:
+    account = asked.asker.acting_for.acting_account(asked.organization_id)
+    return check_holder(Holder(asked.scope, account, asked.agent_id))
+
+
 def _body(asked: NewKey, submitted: SubmittedSecret) -> RequestBody:
     return request_body(
         RPC,
@@ -222,6 +230,7 @@ def _body(asked: NewKey, submitted: SubmittedSecret) -> RequestBody:
         (
             int(asked.scope),
             asked.agent_id,
+            asked.organization_id,
             asked.provider,
             asked.base_url,
             asked.label,

@@ -48,6 +48,7 @@ class SubmissionContext:
     provider: str
     base_url: str
     request_id: str
+    organization_id: str = ""
 
 
 class OpenSubmission:
@@ -93,6 +94,8 @@ class OpenSubmission:
             context.base_url,
             context.request_id,
             submission_key_id(key),
+            # A part of its own, so that no owner's blob opens as an organization's, whatever they are called.
+            *([context.organization_id] if context.organization_id else ()),
         )
         return open_submission(sealed.ciphertext, key=key, bound_to=bound_to).reveal()
 

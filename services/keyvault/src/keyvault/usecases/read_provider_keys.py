@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from keyvault.domain.canonical import encode_fields
-from keyvault.domain.new_keys import refused
 from keyvault.domain.ownership import Principal, check_identifier
 from keyvault.domain.provider_keys import StoredKey
 from keyvault.ports import KeyFilter
+from keyvault.usecases.pages import page_size, read_token, write_token
 
 if TYPE_CHECKING:
+    from keyvault.domain.canonical import Field
     from keyvault.ports import ProviderKeyStore
     from keyvault.usecases.agent_bindings import AgentBindings
     from keyvault.usecases.change_provider_keys import ProviderKeys
     from keyvault.usecases.verify_rows import VerifyRows
-
-PAGE_SIZE_DEFAULT: Final = 50
-PAGE_SIZE_MAX: Final = 1000
-_FILTER_LABEL: Final = "byok/keyvault/v1/list-filter"
-_FILTER_HASH_BYTES: Final = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +28,12 @@ class KeyListing:
     include_revoked: bool
     page_size: int
     page_token: str
+    organization_id: str = ""
+
+    @property
+    def filter_fields(self) -> tuple[Field, ...]:
+        """Return what a page token is bound to."""
+        return (self.acting_for.key, self.organization_id, self.agent_id, self.provider, int(self.include_revoked))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +72,17 @@ class ListProviderKeys:
             InvalidArgumentError: the page size, the page token or a filter does not fit.
             AgentNotFoundError: the agent is not registered, or is another owner's.
         """
-        size = _page_size(listing.page_size)
-        after = _read_token(listing)
+        size = page_size(listing.page_size)
+        after = read_token(listing.page_token, listing.filter_fields)
         if listing.provider:
             check_identifier("provider", listing.provider)
+        account = listing.acting_for.acting_account(listing.organization_id)
         if listing.agent_id:
-            await self._agents.owned(check_identifier("agent_id", listing.agent_id), listing.acting_for)
+            check_identifier("agent_id", listing.agent_id)
+            await self._agents.of_account(listing.agent_id, account)
         rows = await self._store.find(
             KeyFilter(
-                account=listing.acting_for.account,
+                account=account,
                 agent_id=listing.agent_id,
                 provider=listing.provider,
                 include_revoked=listing.include_revoked,
@@ -91,38 +91,5 @@ class ListProviderKeys:
             )
         )
         keys = [await self._verify.key(row) for row in rows[:size]]
-        token = _make_token(listing, keys[-1].key.provider_key_id) if len(rows) > size else ""
+        token = write_token(keys[-1].key.provider_key_id, listing.filter_fields) if len(rows) > size else ""
         return KeyPage(tuple(keys), token)
-
-
-def _page_size(asked: int) -> int:
-    if asked < 0 or asked > PAGE_SIZE_MAX:
-        raise refused(
-            "page_size",
-            "PAGE_SIZE_OUT_OF_RANGE",
-            f"Send 1 to {PAGE_SIZE_MAX}, or leave it out for {PAGE_SIZE_DEFAULT}.",
-        )
-    return asked or PAGE_SIZE_DEFAULT
-
-
-def _filter_hash(listing: KeyListing) -> bytes:
-    fields = (listing.acting_for.key, listing.agent_id, listing.provider, int(listing.include_revoked))
-    return hashlib.sha256(encode_fields(_FILTER_LABEL, fields)).digest()[:_FILTER_HASH_BYTES]
-
-
-def _make_token(listing: KeyListing, last_key_id: str) -> str:
-    return base64.urlsafe_b64encode(_filter_hash(listing) + last_key_id.encode()).decode()
-
-
-def _read_token(listing: KeyListing) -> str:
-    if not listing.page_token:
-        return ""
-    try:
-        token = base64.urlsafe_b64decode(listing.page_token)
-        if token[:_FILTER_HASH_BYTES] == _filter_hash(listing):
-            return token[_FILTER_HASH_BYTES:].decode("ascii")
-    except (binascii.Error, ValueError):
-        pass
-    raise refused(
-        "page_token", "PAGE_TOKEN_INVALID", "Send the token of the page before, with the same filter; or start again."
-    )

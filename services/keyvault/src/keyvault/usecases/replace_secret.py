@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from keyvault.domain.audit_log import EntryKind
 from keyvault.domain.key_states import with_new_secret
 from keyvault.domain.new_keys import FieldChecks
+from keyvault.domain.ownership import AccountKind
 from keyvault.domain.requests import RequestBody, request_body
 from keyvault.usecases.change_provider_keys import Asker, ProviderKeys, key_entry
 from keyvault.usecases.create_provider_key import ChangedKey
@@ -114,6 +115,7 @@ class ReplaceSecret:
                     provider=key.provider,
                     base_url=asked.base_url,
                     request_id=asked.request_id,
+                    organization_id=_organization_id(key),
                 ),
             )
         )
@@ -121,6 +123,11 @@ class ReplaceSecret:
         if submitted is None:
             raise AssertionError("a check that returned nothing did not complain")
         return base_url, submitted
+
+
+def _organization_id(key: ProviderKey) -> str:
+    owned_by = key.holder.owned_by
+    return owned_by.party_id if owned_by.kind is AccountKind.ORGANIZATION else ""
 
 
 def _body(asked: SecretReplacement, submitted: SubmittedSecret) -> RequestBody:

@@ -8,8 +8,11 @@ from keyvault.domain.authority import verify_row
 from keyvault.domain.bindings import StoredBinding, decode_binding
 from keyvault.domain.canonical import CanonicalFormError
 from keyvault.domain.errors import AuthorityForgedError, KekVersionUnavailableError
+from keyvault.domain.halts import ROW_ID as HALTS_ROW_ID
+from keyvault.domain.halts import StoredHalts, decode_halts
 from keyvault.domain.provider_keys import ProviderKey, StoredKey, decode_key
-from keyvault.ports import BindingRow, FoundBy, KeyringSource, KeyRow
+from keyvault.domain.shares import StoredShare, decode_share, share_name
+from keyvault.ports import BindingRow, FoundBy, HaltsRow, KeyringSource, KeyRow, ShareRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +33,7 @@ class VerifyRows:
         self._cached_rows_max = cached_rows_max
         self._keys: dict[str, tuple[KeyRow, StoredKey]] = {}
         self._bindings: dict[str, tuple[BindingRow, StoredBinding]] = {}
+        self._shares: dict[str, tuple[ShareRow, StoredShare]] = {}
 
     async def key(self, row: KeyRow) -> StoredKey:
         """Return the provider key in `row`.
@@ -45,6 +49,20 @@ class VerifyRows:
         stored = await reloading(self._keyring, lambda ring: _verified_key(ring, row))
         self._remember(self._keys, key_id, (row, stored))
         return stored
+
+    async def share(self, row: ShareRow) -> StoredShare:
+        """Return the share in `row`. Raises as `key` does."""
+        name = share_name(row.provider_key_id, row.agent_id)
+        cached = self._shares.get(name)
+        if cached is not None and cached[0] == row:
+            return cached[1]
+        stored = await reloading(self._keyring, lambda ring: _verified_share(ring, row))
+        self._remember(self._shares, name, (row, stored))
+        return stored
+
+    async def halts(self, row: HaltsRow) -> StoredHalts:
+        """Return the set of halts in `row`. Raises as `key` does."""
+        return await reloading(self._keyring, lambda ring: _verified_halts(ring, row))
 
     async def binding(self, row: BindingRow) -> StoredBinding:
         """Return the binding in `row`. Raises as `key` does."""
@@ -108,6 +126,27 @@ def _verified_binding(ring: Keyring, row: BindingRow) -> StoredBinding:
     if (binding.agent_id, binding.owner_id) != (row.agent_id, row.owner_id):
         raise _forged(row.agent_id, row.seal.audit_index)
     return StoredBinding(binding, row.seal)
+
+
+def _verified_share(ring: Keyring, row: ShareRow) -> StoredShare:
+    row_id = share_name(row.provider_key_id, row.agent_id)
+    verify_row(ring, row.record, seal=row.seal, row_id=row_id)
+    try:
+        share = decode_share(row.record)
+    except CanonicalFormError as error:
+        raise _forged(row_id, row.seal.audit_index) from error
+    columns = (row.provider_key_id, row.agent_id, row.is_ended)
+    if (share.provider_key_id, share.agent_id, share.is_ended) != columns:
+        raise _forged(row_id, row.seal.audit_index)
+    return StoredShare(share, row.seal)
+
+
+def _verified_halts(ring: Keyring, row: HaltsRow) -> StoredHalts:
+    verify_row(ring, row.record, seal=row.seal, row_id=HALTS_ROW_ID)
+    try:
+        return StoredHalts.of(decode_halts(row.record), row.seal)
+    except CanonicalFormError as error:
+        raise _forged(HALTS_ROW_ID, row.seal.audit_index) from error
 
 
 def _forged(row_id: str, audit_index: int) -> AuthorityForgedError:

@@ -8,15 +8,21 @@ from typing import TYPE_CHECKING
 from keyvault.domain.authority import AuthorityWindow, RowSeal, seal_window
 from keyvault.domain.bindings import AgentBinding, StoredBinding, encode_binding
 from keyvault.domain.errors import KekNotPrimaryError, StaleAuthorityError
+from keyvault.domain.halts import HaltSet, StoredHalts, encode_halts
 from keyvault.domain.provider_keys import ProviderKey, StoredKey, encode_key
+from keyvault.domain.shares import KeyShare, StoredShare, encode_share
 from keyvault.ports import (
     BindingChange,
     BindingStore,
+    HaltsChange,
+    HaltStore,
     KeyChange,
     KeyringSource,
     ProviderKeyStore,
     PutResult,
     SealedVersion,
+    ShareChange,
+    ShareStore,
 )
 
 if TYPE_CHECKING:
@@ -106,6 +112,72 @@ class WriteBinding:
 
         written = await _put_in_window(self._bindings.head, self._keyring, record, put, self._limits)
         return StoredBinding(binding, written) if isinstance(written, RowSeal) else written
+
+
+class WriteShare:
+    """Writes one authority row of a share."""
+
+    def __init__(self, shares: ShareStore, keyring: KeyringSource, limits: WindowLimits) -> None:
+        """Write to `shares`, sealed by `keyring`."""
+        self._shares = shares
+        self._keyring = keyring
+        self._limits = limits
+
+    async def __call__(
+        self, share: KeyShare, *, expected_index: int, entry: AuditEntry, request: RequestIdentity
+    ) -> StoredShare | PutResult:
+        """Return the share as written, or the result REPLAYED or STALE. Raises as `WriteKey` does."""
+        record = encode_share(share)
+
+        async def put(window: AuthorityWindow) -> PutResult:
+            change = ShareChange(
+                share=share,
+                record=record,
+                expected_index=expected_index,
+                window=window,
+                entry=entry,
+                request=request,
+            )
+            return await self._shares.put_share(change)
+
+        written = await _put_in_window(self._shares.head, self._keyring, record, put, self._limits)
+        return StoredShare(share, written) if isinstance(written, RowSeal) else written
+
+
+class WriteHalts:
+    """Writes the authority row of the set of halts."""
+
+    def __init__(self, store: HaltStore, keyring: KeyringSource, limits: WindowLimits) -> None:
+        """Write to `store`, sealed by `keyring`."""
+        self._store = store
+        self._keyring = keyring
+        self._limits = limits
+
+    async def __call__(
+        self,
+        halts: HaltSet,
+        *,
+        expected_index: int,
+        entry: AuditEntry,
+        resource_id: str = "",
+        request: RequestIdentity | None = None,
+    ) -> StoredHalts | PutResult:
+        """Return the set as written, or the result REPLAYED or STALE. Raises as `WriteKey` does."""
+        record = encode_halts(halts)
+
+        async def put(window: AuthorityWindow) -> PutResult:
+            change = HaltsChange(
+                record=record,
+                expected_index=expected_index,
+                window=window,
+                entry=entry,
+                resource_id=resource_id,
+                request=request,
+            )
+            return await self._store.put_halts(change)
+
+        written = await _put_in_window(self._store.head, self._keyring, record, put, self._limits)
+        return StoredHalts.of(halts, written) if isinstance(written, RowSeal) else written
 
 
 async def _put_in_window(

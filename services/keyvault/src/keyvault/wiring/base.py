@@ -14,15 +14,23 @@ from keyvault.adapters.postgres.authority import PostgresAuthority
 from keyvault.adapters.postgres.feed import PostgresFeed, PostgresWatcherRegistry
 from keyvault.adapters.postgres.keyring import PostgresKeyringStore
 from keyvault.adapters.postgres.pool import Database, PostgresOptions, open_database
+from keyvault.adapters.postgres.row_history import PostgresCorruptionLog
 from keyvault.adapters.postgres.schema import check_schema, grant, migrate
-from keyvault.adapters.root_keys.file import read_root_key
+from keyvault.adapters.postgres.shares_and_halts import PostgresSharesAndHalts
+from keyvault.domain.errors import AuthorityForgedError
+from keyvault.domain.halts import ROW_ID as HALTS_ROW_ID
+from keyvault.domain.leaf_seals import LeafSealer
 from keyvault.settings import Settings
+from keyvault.usecases.change_halts import MakeFirstHaltSet
 from keyvault.usecases.change_provider_keys import ProviderKeys
 from keyvault.usecases.hold_keyring import HoldKeyring
+from keyvault.usecases.present_halts import PresentHalts
+from keyvault.usecases.read_authority import ReadAuthority
 from keyvault.usecases.report_corruption import ReportCorruption
 from keyvault.usecases.revoke_provider_key import AwaitWatchers
 from keyvault.usecases.verify_rows import VerifyRows
-from keyvault.usecases.write_authority import WindowLimits, WriteKey
+from keyvault.usecases.write_authority import WindowLimits, WriteHalts, WriteKey
+from keyvault.wiring.root_keys import open_root_keys
 from servicekit.clock import Clock, SystemClock
 
 if TYPE_CHECKING:
@@ -43,6 +51,9 @@ class Base:
     clock: Clock
     database: Database
     authority: PostgresAuthority
+    shares_and_halts: PostgresSharesAndHalts
+    halts: PresentHalts
+    sealer: LeafSealer
     feed: PostgresFeed
     registry: PostgresWatcherRegistry
     keyring: HoldKeyring
@@ -64,7 +75,7 @@ async def apply_migrations(settings: Settings) -> None:
 async def open_base(settings: Settings, metrics: Metrics, stack: contextlib.AsyncExitStack) -> Base:
     """Open everything; it is closed with `stack`. Raises DomainError when something an operator can mend is wrong."""
     clock = SystemClock()
-    root = read_root_key(settings.root_key.file)
+    root, next_root = await open_root_keys(settings, stack, clock=clock)
     if settings.migrate_on_start:
         await apply_migrations(settings)
     postgres = settings.postgres
@@ -80,20 +91,45 @@ async def open_base(settings: Settings, metrics: Metrics, stack: contextlib.Asyn
         )
     )
     await check_schema(database)
-    keyring = HoldKeyring(PostgresKeyringStore(database), root=root, deployment=settings.deployment)
+    keyring = HoldKeyring(
+        PostgresKeyringStore(database), root=root, next_root=next_root, deployment=settings.deployment
+    )
     await keyring.unlock()
-    return Base(
+    sealer = LeafSealer(keyring.current)
+    authority = PostgresAuthority(database, sealer)
+    shares_and_halts = PostgresSharesAndHalts(database, sealer, authority)
+    verify = VerifyRows(keyring)
+    base = Base(
         settings=settings,
         clock=clock,
         database=database,
-        authority=PostgresAuthority(database),
-        feed=PostgresFeed(database),
+        authority=authority,
+        shares_and_halts=shares_and_halts,
+        halts=PresentHalts(shares_and_halts, verify),
+        sealer=sealer,
+        feed=PostgresFeed(database, sealer, keyring),
         registry=PostgresWatcherRegistry(database),
         keyring=keyring,
-        verify=VerifyRows(keyring),
+        verify=verify,
         capabilities=CatalogueCapabilities(load_catalogue()),
         alarms=MetricAlarms(metrics),
     )
+    await _ensure_halt_set(base)
+    return base
+
+
+async def _ensure_halt_set(base: Base) -> None:
+    write = WriteHalts(base.shares_and_halts, base.keyring, WindowLimits())
+    make = MakeFirstHaltSet(base.shares_and_halts, write=write, clock=base.clock, maker=SERVICE)
+    if not await make():
+        # It goes on, so that an operator can look: leases are refused until the set is there again.
+        base.alarms.corruption_found(HALTS_ROW_ID, AuthorityForgedError.__name__)
+        _log.error("halts.missing", remedy="restore the set of halts from a backup; nothing is leased without it")
+
+
+def read_authority(base: Base) -> ReadAuthority:
+    """Return what reads the authority that leases are picked by."""
+    return ReadAuthority(base.authority, verify=base.verify, halts=base.halts, corruption=report_corruption(base))
 
 
 def provider_keys(base: Base) -> ProviderKeys:
@@ -108,7 +144,8 @@ def provider_keys(base: Base) -> ProviderKeys:
 
 def report_corruption(base: Base) -> ReportCorruption:
     """Return what tells the log and the operator of stored bytes that fail authentication."""
-    return ReportCorruption(base.authority, alarms=base.alarms, clock=base.clock, reporter=SERVICE)
+    log = PostgresCorruptionLog(base.database, base.sealer)
+    return ReportCorruption(log, alarms=base.alarms, clock=base.clock, reporter=SERVICE)
 
 
 def await_watchers(base: Base) -> AwaitWatchers:

@@ -6,16 +6,19 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from byok.keyvault.v1 import lease_service_pb2, lease_service_pb2_grpc
+from keyvault.adapters.postgres.key_health import PostgresKeyChecks
 from keyvault.api.errors import ERRORS
 from keyvault.api.lease_servicer import LeaseServicer, LeaseUseCases
 from keyvault.domain.errors import AuditUnavailableError
 from keyvault.domain.key_states import CoolDowns, HealthRules
 from keyvault.domain.leases import DistinctKeyBound
 from keyvault.usecases.acquire_leases import AcquireLeases, GrantedLease, LeaseCall, LeaseOutcome, NoLease
+from keyvault.usecases.claim_key_checks import ClaimKeyChecks, ClaimRates
+from keyvault.usecases.list_candidates import ListCandidates
 from keyvault.usecases.report_outcomes import ReportOutcomes
 from keyvault.usecases.report_validation import ReportValidation
 from keyvault.usecases.watch_authority import WatchHub, WatchLimits
-from keyvault.wiring.base import provider_keys, report_corruption
+from keyvault.wiring.base import provider_keys, read_authority
 from servicekit.calls import call_deadline
 from servicekit.coalescer import Coalescer, CoalescerLimits
 from servicekit.server import ServedService
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from keyvault.wiring.base import Base
     from servicekit.metrics import Metrics
 
+# gRPC ends a connection at its age or up to a tenth earlier; every watch has a connection of its own.
+_WATCH_AGE_SHARE: Final = 0.7
 DESCRIPTOR: Final = lease_service_pb2.DESCRIPTOR.services_by_name["LeaseService"]
 
 
@@ -45,10 +50,12 @@ def make_hub(base: Base) -> WatchHub:
     limits = WatchLimits(
         partition_bound=revocation.partition_bound,
         poll=revocation.poll,
+        age_max=base.settings.server.connection_age_max * _WATCH_AGE_SHARE,
+        handover=revocation.handover,
         queue_max=revocation.watch_queue_max,
         watchers_max=revocation.watchers_max,
     )
-    return WatchHub(feed=base.feed, registry=base.registry, alarms=base.alarms, limits=limits)
+    return WatchHub(feed=base.feed, registry=base.registry, alarms=base.alarms, limits=limits, clock=base.clock)
 
 
 def make_coalescer(base: Base) -> Coalescer[LeaseCall, list[LeaseOutcome]]:
@@ -56,10 +63,9 @@ def make_coalescer(base: Base) -> Coalescer[LeaseCall, list[LeaseOutcome]]:
     leases = base.settings.leases
     acquire = AcquireLeases(
         log=base.authority,
+        read=read_authority(base),
         keyring=base.keyring,
-        verify=base.verify,
         capabilities=base.capabilities,
-        corruption=report_corruption(base),
         alarms=base.alarms,
         bound=DistinctKeyBound(leases.distinct_keys_per_minute_max),
         clock=base.clock,
@@ -120,6 +126,21 @@ def _wipe(_call: LeaseCall, outcome: list[LeaseOutcome] | Exception) -> None:
                 each.secret.wipe()
 
 
+def _claim(base: Base, acquire: Callable[[LeaseCall], Awaitable[list[LeaseOutcome]]]) -> ClaimKeyChecks:
+    health = base.settings.health
+    return ClaimKeyChecks(
+        checks=PostgresKeyChecks(base.database, base.sealer),
+        acquire=acquire,
+        capabilities=base.capabilities,
+        clock=base.clock,
+        rates=ClaimRates(
+            life=health.claim_life,
+            per_minute_max=health.claims_per_minute_max,
+            per_provider_and_minute_max=health.claims_per_provider_and_minute_max,
+        ),
+    )
+
+
 def _usecases(
     base: Base, metrics: Metrics, *, hub: WatchHub, coalescer: Coalescer[LeaseCall, list[LeaseOutcome]]
 ) -> LeaseUseCases:
@@ -127,9 +148,11 @@ def _usecases(
     cool_downs = CoolDowns(
         rate_limited=base.settings.keys.rate_limited_rest, quota_exhausted=base.settings.keys.quota_exhausted_rest
     )
+    acquire = _in_time(coalescer, base.settings.postgres.statement_timeout)
     return LeaseUseCases(
-        acquire=_in_time(coalescer, base.settings.postgres.statement_timeout),
+        acquire=acquire,
         count=_counter(metrics),
+        claim=_claim(base, acquire),
         report_outcomes=ReportOutcomes(
             store=base.authority,
             verify=base.verify,
@@ -142,6 +165,7 @@ def _usecases(
         report_validation=ReportValidation(
             store=base.authority, keys=keys, verify=base.verify, keyring=base.keyring, clock=base.clock
         ),
+        list_candidates=ListCandidates(read=read_authority(base), capabilities=base.capabilities, clock=base.clock),
         hub=hub,
         keyring=base.keyring,
     )

@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import Final
 
 from byok.keyvault.v1.lease_service_pb2 import AuthorityChange
-from router.domain.leases import AccountKind, Lease, NoKey
+from router.domain.leases import Account, AccountKind, Lease, NoKey
 from router.domain.refusals import LeaseEndedError
 from servicekit.clock import Clock
 
@@ -34,6 +34,9 @@ class Authority:
         self._keys: dict[str, int] = {}
         self._agents: dict[str, int] = {}
         self._owners: dict[str, int] = {}
+        self._organizations: dict[str, int] = {}
+        # A test call of a key names no agent, and no owner when none of theirs is bound: it ends by whose key it is.
+        self._parties = {AccountKind.OWNER: self._owners, AccountKind.ORGANIZATION: self._organizations}
         self._platform = 0
         self._everything = 0
         self._restart_time = float("-inf")
@@ -59,8 +62,13 @@ class Authority:
         return True
 
     def begin(self, *, index: int, partition_bound: timedelta) -> None:
-        """Note that a watch has begun at `index`; there is contact only after its first echo."""
+        """Note that a watch has begun at `index`; there is contact only after its first echo.
+
+        A watch that begins later than what was heard tells nothing of what lies between: all from before it ends.
+        """
         self._bound = partition_bound.total_seconds()
+        if index > self.index:
+            self._everything = max(self._everything, index)
         self.index = max(self.index, index)
 
     def note_echo(self, ping_time: float, *, index: int) -> None:
@@ -78,6 +86,7 @@ class Authority:
             (self._keys, change.key_id),
             (self._agents, change.agent_id),
             (self._owners, change.owner_id),
+            (self._organizations, change.organization_id),
         ):
             if name:
                 is_named = True
@@ -86,7 +95,8 @@ class Authority:
         if change.platform:
             self._platform = max(self._platform, index)
         elif not is_named:
-            # A kind of change that this release does not know: end everything rather than miss something.
+            # A halt that is not one party's, or a kind of change that this release does not know: end everything rather
+            # than miss something.
             self._everything = max(self._everything, index)
 
     def restart(self) -> None:
@@ -97,6 +107,7 @@ class Authority:
         self._keys.clear()
         self._agents.clear()
         self._owners.clear()
+        self._organizations.clear()
         self._heard.clear()
         self._platform = self._everything = 0
 
@@ -117,9 +128,7 @@ class Authority:
     def _is_changed(self, granted: Lease | NoKey) -> bool:
         index = granted.authority_index
         if isinstance(granted, Lease):
-            if self._keys.get(granted.key_id, 0) > index:
-                return True
-            if granted.owned_by.kind is AccountKind.PLATFORM and self._platform > index:
+            if self._keys.get(granted.key_id, 0) > index or self._last_change(granted.owned_by) > index:
                 return True
         elif not granted.agent_id and self._platform > index:
             return True
@@ -127,7 +136,16 @@ class Authority:
             self._agents.get(granted.agent_id, 0) > index
             or self._owners.get(granted.owner_id, 0) > index
             or self._everything > index
+            or self._last_change(granted.account) > index
         )
+
+    def _last_change(self, account: Account | None) -> int:
+        """Return the index of the last change that touches all that an account owns, and all of its agents."""
+        if account is None:
+            return 0
+        if account.kind is AccountKind.PLATFORM:
+            return self._platform
+        return self._parties[account.kind].get(account.id, 0)
 
     def forget_old(self) -> None:
         """Forget changes that no living lease can be older than."""

@@ -12,6 +12,7 @@ from byok.keyvault.v1 import lease_pb2, lease_service_pb2, provider_key_pb2
 from router.domain.leases import Lease, MappedModel, NoKey, Outcome, OutcomeKind, PlatformCause
 from router.domain.refusals import (
     AgentNotFoundError,
+    HaltedError,
     KeyCorruptError,
     ProviderKeyNotFoundError,
     ProviderKeyRevokedError,
@@ -138,6 +139,8 @@ def refusal_by_keyvault(error: RemoteError, *, agent_id: str = "", key_id: str =
             return ProviderKeyNotFoundError(provider_key_id=error.metadata.get("providerKeyId", key_id))
         case "PROVIDER_KEY_REVOKED":
             return ProviderKeyRevokedError(provider_key_id=error.metadata.get("providerKeyId", key_id))
+        case "HALTED":
+            return HaltedError(halt_scope=error.metadata.get("haltScope", ""))
         case "ENVELOPE_CORRUPT" | "AUTHORITY_CORRUPT":
             return KeyCorruptError(provider_key_id=error.metadata.get("providerKeyId", key_id))
         case "OVERLOADED":

@@ -39,6 +39,7 @@ _ROWS: Final[dict[type[DomainError], WireError]] = {
     refusals.AgentNotFoundError: WireError(_NOT_FOUND, "AGENT_NOT_FOUND", ("agent_id",)),
     refusals.ProviderKeyNotFoundError: WireError(_NOT_FOUND, "PROVIDER_KEY_NOT_FOUND", _KEY),
     refusals.ProviderKeyRevokedError: WireError(_PRECONDITION, "PROVIDER_KEY_REVOKED", _KEY),
+    refusals.HaltedError: WireError(_PRECONDITION, "HALTED", ("halt_scope",)),
     refusals.KeyRequiredError: WireError(_PRECONDITION, "BYOK_KEY_REQUIRED", ("cause",)),
     refusals.ProviderKeyRejectedError: WireError(_PRECONDITION, "PROVIDER_KEY_REJECTED", _KEY_AND_PROVIDER),
     refusals.ProviderNoCreditError: WireError(_PRECONDITION, "PROVIDER_NO_CREDIT", _KEY_AND_PROVIDER),

@@ -73,6 +73,16 @@ class ProviderKeyRevokedError(RouterError):
         super().__init__("The key is revoked. Add a new key.", provider_key_id=provider_key_id)
 
 
+class HaltedError(RouterError):
+    """An emergency stop covers the operation. Nothing else is tried, and nobody else pays."""
+
+    def __init__(self, *, halt_scope: str = "") -> None:
+        """Name what is halted."""
+        super().__init__(
+            "An emergency stop covers this operation. Hold the content until it is resumed.", halt_scope=halt_scope
+        )
+
+
 class KeyRequiredError(RouterError):
     """There is no usable key and the platform does not pay."""
 

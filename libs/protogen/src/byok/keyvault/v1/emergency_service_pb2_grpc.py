@@ -79,7 +79,8 @@ class EmergencyServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListHalts(self, request, context):
-        """Lists the halts that are in force: an owner's own, or all for an operator.
+        """Lists the halts that are in force: those that an owner made and those of the
+        owner, or all for an operator.
         No side effects. Errors: INVALID_ARGUMENT, AUTHORITY_CORRUPT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -31,7 +31,8 @@ class EmergencyServiceStub:
     CALLER_NOT_ALLOWED, AUDIT_UNAVAILABLE.
     """
     ListHalts: _aio.UnaryUnaryMultiCallable[_emergency_service_pb2.ListHaltsRequest, _emergency_service_pb2.ListHaltsResponse]
-    """Lists the halts that are in force: an owner's own, or all for an operator.
+    """Lists the halts that are in force: those that an owner made and those of the
+    owner, or all for an operator.
     No side effects. Errors: INVALID_ARGUMENT, AUTHORITY_CORRUPT.
     """
 
@@ -70,7 +71,8 @@ class EmergencyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _emergency_service_pb2.ListHaltsRequest,
         context: _aio.ServicerContext[_emergency_service_pb2.ListHaltsRequest, _abc.Awaitable[_emergency_service_pb2.ListHaltsResponse]],
     ) -> _abc.Awaitable[_emergency_service_pb2.ListHaltsResponse]:
-        """Lists the halts that are in force: an owner's own, or all for an operator.
+        """Lists the halts that are in force: those that an owner made and those of the
+        owner, or all for an operator.
         No side effects. Errors: INVALID_ARGUMENT, AUTHORITY_CORRUPT.
         """
 

@@ -52,7 +52,8 @@ Global___ErasureState: _TypeAlias = ErasureState  # noqa: Y015
 class SealedSecret(_message.Message):
     """A secret sealed with HPKE (RFC 9180; DHKEM(X25519, HKDF-SHA256),
     HKDF-SHA256, AES-256-GCM) to the submission key. `info` is bound to
-    deployment, owner, provider, base URL, request id and submission key id.
+    deployment, owner, provider, base URL, request id and submission key id, and
+    to the organization after them when the key is one of an organization.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -266,7 +266,9 @@ class Lease(_message.Message):
     scope: _provider_key_pb2.KeyScope.ValueType
     """Scope of the key."""
     owner_id: _builtins.str
-    """The agent's owner; empty on a platform lease."""
+    """The agent's owner; who tests it, for the test call of an organization's
+    key; empty on a platform lease.
+    """
     custody: _provider_key_pb2.Custody.ValueType
     """How long it may be kept."""
     authority_index: _builtins.int

@@ -143,7 +143,9 @@ class _AuthorityChangeKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_A
     AUTHORITY_CHANGE_KIND_KEY_UNSHARED: _AuthorityChangeKind.ValueType  # 8
     """A share ended."""
     AUTHORITY_CHANGE_KIND_HALTS_CHANGED: _AuthorityChangeKind.ValueType  # 9
-    """A scope was halted or resumed; everything that is cached ends."""
+    """A scope was halted or resumed; when nothing is named, everything that is
+    cached ends.
+    """
 
 class AuthorityChangeKind(_AuthorityChangeKind, metaclass=_AuthorityChangeKindEnumTypeWrapper):
     """What changed."""
@@ -167,7 +169,9 @@ AUTHORITY_CHANGE_KIND_KEY_SHARED: AuthorityChangeKind.ValueType  # 7
 AUTHORITY_CHANGE_KIND_KEY_UNSHARED: AuthorityChangeKind.ValueType  # 8
 """A share ended."""
 AUTHORITY_CHANGE_KIND_HALTS_CHANGED: AuthorityChangeKind.ValueType  # 9
-"""A scope was halted or resumed; everything that is cached ends."""
+"""A scope was halted or resumed; when nothing is named, everything that is
+cached ends.
+"""
 Global___AuthorityChangeKind: _TypeAlias = AuthorityChangeKind  # noqa: Y015
 
 class _CandidateVerdict:
@@ -648,6 +652,7 @@ class AuthorityChange(_message.Message):
     PLATFORM_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     APPEND_TIME_FIELD_NUMBER: _builtins.int
+    ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
     authority_index: _builtins.int
     """Index of its audit entry."""
     kind: Global___AuthorityChangeKind.ValueType
@@ -662,6 +667,8 @@ class AuthorityChange(_message.Message):
     """The change touches the platform's keys."""
     state: _provider_key_pb2.KeyState.ValueType
     """The key's state after the change."""
+    organization_id: _builtins.str
+    """The organization, if the change touches all agents that belong to it."""
     @_builtins.property
     def append_time(self) -> _timestamp_pb2.Timestamp:
         """When it was appended."""
@@ -677,10 +684,11 @@ class AuthorityChange(_message.Message):
         platform: _builtins.bool = ...,
         state: _provider_key_pb2.KeyState.ValueType = ...,
         append_time: _timestamp_pb2.Timestamp | None = ...,
+        organization_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["append_time", b"append_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "append_time", b"append_time", "authority_index", b"authority_index", "key_id", b"key_id", "kind", b"kind", "owner_id", b"owner_id", "platform", b"platform", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "append_time", b"append_time", "authority_index", b"authority_index", "key_id", b"key_id", "kind", b"kind", "organization_id", b"organization_id", "owner_id", b"owner_id", "platform", b"platform", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

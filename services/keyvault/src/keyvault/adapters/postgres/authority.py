@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Final, cast, get_args
 from typing_extensions import override
 
 from keyvault.adapters.postgres.pool import as_json
-from keyvault.domain.audit_log import encode_leaf
 from keyvault.domain.authority import RowSeal
 from keyvault.domain.envelope import Envelope
 from keyvault.domain.errors import AuditUnavailableError
@@ -29,6 +28,7 @@ from keyvault.ports import (
     ProviderKeyStore,
     PutResult,
     PutStatus,
+    ShareRow,
 )
 from keyvault.usecases.verify_rows import found_by
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from keyvault.adapters.postgres.pool import Database
     from keyvault.domain.audit_log import AuditEntry
+    from keyvault.domain.leaf_seals import LeafSealer
 
 _KEYS: Final = """
     SELECT provider_key_id, audit_index, scope, owner_kind, owner_id, agent_id, provider, base_url, priority, state,
@@ -50,10 +51,13 @@ _PRESENT_KEY: Final = _KEYS + "WHERE provider_key_id = $1 AND superseded_index I
 _KEY_AT: Final = _KEYS + "WHERE provider_key_id = $1 AND audit_index = $2"
 _PRESENT_KEYS: Final = _KEYS + "WHERE provider_key_id = ANY($1) AND superseded_index IS NULL"
 _LIST_KEYS: Final = (
-    _KEYS
+    _KEYS  # noqa: S608 (constants)
     + """
     WHERE superseded_index IS NULL AND owner_kind = $1 AND owner_id = $2 AND provider_key_id > $3
-      AND ($4 OR state <> 7) AND ($5 = '' OR provider = $5) AND ($6 = '' OR scope <> 1 OR agent_id = $6)
+      AND ($4 OR state <> 7) AND ($5 = '' OR provider = $5)
+      AND ($6 = '' OR scope IN (2, 4) OR (scope = 1 AND agent_id = $6) OR (scope = 3 AND EXISTS (
+          SELECT 1 FROM key_shares s WHERE s.provider_key_id = agent_ai_keys.provider_key_id AND s.agent_id = $6
+            AND s.superseded_index IS NULL AND NOT s.is_ended)))
     ORDER BY provider_key_id LIMIT $7
 """
 )
@@ -73,6 +77,9 @@ _AUTHORITY: Final = """
     ), bound AS MATERIALIZED (
         SELECT b.agent_id, b.owner_id, b.audit_index, b.record, b.mac_key_version, b.mac
         FROM agent_bindings b WHERE b.agent_id = ANY($1) AND b.superseded_index IS NULL
+    ), shared AS MATERIALIZED (
+        SELECT s.* FROM key_shares s
+        WHERE s.agent_id = ANY($1) AND s.superseded_index IS NULL AND NOT s.is_ended
     ), found AS (
         SELECT k.* FROM agent_ai_keys k
         WHERE k.superseded_index IS NULL AND k.scope = 1 AND k.state <> 7 AND k.agent_id = ANY($1)
@@ -83,6 +90,10 @@ _AUTHORITY: Final = """
         UNION ALL
         SELECT k.* FROM agent_ai_keys k
         WHERE $3 AND k.superseded_index IS NULL AND k.scope = 4 AND k.state <> 7
+        UNION ALL
+        SELECT k.* FROM agent_ai_keys k
+        WHERE k.superseded_index IS NULL AND k.scope = 3 AND k.state <> 7
+          AND k.provider_key_id IN (SELECT provider_key_id FROM shared)
         UNION ALL
         SELECT named.* FROM named
     ), of_named AS (
@@ -112,19 +123,29 @@ _AUTHORITY: Final = """
     SELECT 'key', audit_index, provider_key_id, scope, owner_kind, owner_id, agent_id, provider, base_url, priority,
            state, key_version, record, mac_key_version, mac
     FROM found
+    UNION ALL
+    SELECT 'share', audit_index, provider_key_id, NULL, NULL, NULL, agent_id, NULL, NULL, NULL, NULL, NULL, record,
+           mac_key_version, mac
+    FROM shared
+    UNION ALL
+    SELECT 'halts', audit_index, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, mac_key_version, mac
+    FROM halt_sets WHERE superseded_index IS NULL
 """
 _PUT_KEY: Final = "SELECT status, audit_index FROM put_provider_key($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
 _PUT_BINDING: Final = "SELECT status, audit_index FROM put_agent_binding($1, $2, $3, $4, $5, $6, $7)"
-_APPEND_LEASES: Final = "SELECT item, audit_index, sealed_secret, wrapped_dek FROM append_leases($1, $2, $3, $4, $5)"
+_APPEND_LEASES: Final = """
+    SELECT item, audit_index, sealed_secret, wrapped_dek FROM append_leases($1, $2, $3, $4, $5, $6, $7)
+"""
 _APPEND: Final = "SELECT append_audit_entries($1, $2, $3) AS audit_index"
 
 
 class PostgresAuthority(ProviderKeyStore, BindingStore, LeaseLog, AuditLog):
     """Keys, bindings, leases and the log of one database. Each write is one statement, so no lock outlives it."""
 
-    def __init__(self, database: Database) -> None:
-        """Work on `database`."""
+    def __init__(self, database: Database, sealer: LeafSealer) -> None:
+        """Work on `database`; `sealer` makes the leaves of the log."""
         self._database = database
+        self._seal = sealer.seal
 
     @override
     async def head(self) -> int:
@@ -133,16 +154,16 @@ class PostgresAuthority(ProviderKeyStore, BindingStore, LeaseLog, AuditLog):
     @override
     async def get(self, provider_key_id: str) -> KeyRow | None:
         row = await self._database.fetch_row(_PRESENT_KEY, provider_key_id)
-        return None if row is None else _key_row(row)
+        return None if row is None else key_row(row)
 
     @override
     async def get_at(self, provider_key_id: str, audit_index: int) -> KeyRow | None:
         row = await self._database.fetch_row(_KEY_AT, provider_key_id, audit_index)
-        return None if row is None else _key_row(row)
+        return None if row is None else key_row(row)
 
     @override
     async def get_many(self, provider_key_ids: Sequence[str]) -> list[KeyRow]:
-        return [_key_row(row) for row in await self._database.fetch(_PRESENT_KEYS, list(provider_key_ids))]
+        return [key_row(row) for row in await self._database.fetch(_PRESENT_KEYS, list(provider_key_ids))]
 
     @override
     async def find(self, key_filter: KeyFilter) -> list[KeyRow]:
@@ -156,7 +177,7 @@ class PostgresAuthority(ProviderKeyStore, BindingStore, LeaseLog, AuditLog):
             key_filter.agent_id,
             key_filter.limit,
         )
-        return [_key_row(row) for row in rows]
+        return [key_row(row) for row in rows]
 
     @override
     async def find_request(self, scope: str, request_id: str) -> RecordedRequest | None:
@@ -186,7 +207,7 @@ class PostgresAuthority(ProviderKeyStore, BindingStore, LeaseLog, AuditLog):
             change.window.first_index,
             list(change.window.macs),
             int(change.entry.kind),
-            encode_leaf(change.entry),
+            self._seal(change.entry),
             None
             if secret is None
             else as_json(
@@ -198,9 +219,9 @@ class PostgresAuthority(ProviderKeyStore, BindingStore, LeaseLog, AuditLog):
             ),
             None if secret is None else secret.envelope.sealed_secret,
             None if secret is None else secret.envelope.wrapped_dek,
-            _request_json(change.request),
+            request_json(change.request),
         )
-        return _put_result(rows)
+        return put_result(rows)
 
     @override
     async def get_binding(self, agent_id: str) -> BindingRow | None:
@@ -227,10 +248,10 @@ class PostgresAuthority(ProviderKeyStore, BindingStore, LeaseLog, AuditLog):
             change.window.first_index,
             list(change.window.macs),
             int(change.entry.kind),
-            encode_leaf(change.entry),
-            _request_json(change.request),
+            self._seal(change.entry),
+            request_json(change.request),
         )
-        return _put_result(rows)
+        return put_result(rows)
 
     @override
     async def read_authority(self, query: AuthorityQuery) -> AuthorityRows:
@@ -240,25 +261,35 @@ class PostgresAuthority(ProviderKeyStore, BindingStore, LeaseLog, AuditLog):
         head = 0
         bindings: list[BindingRow] = []
         keys: list[KeyRow] = []
+        shares: list[ShareRow] = []
+        halts: list[RowSeal] = []
         for row in rows:
             part = row["part"]
             if part == "key":
-                keys.append(_key_row(row))
+                keys.append(key_row(row))
             elif part == "binding":
                 bindings.append(_binding_row(row))
+            elif part == "share":
+                columns = (row["provider_key_id"], row["agent_id"])
+                shares.append(ShareRow(*columns, is_ended=False, record=row["record"], seal=row_seal(row)))
+            elif part == "halts":
+                halts.append(row_seal(row))
             else:
                 head = row["audit_index"]
-        return AuthorityRows(head=head, bindings=bindings, keys=keys)
+        seal = halts[0] if len(halts) == 1 else None
+        return AuthorityRows(head=head, bindings=bindings, keys=keys, shares=shares, halts=seal)
 
     @override
-    async def append_leases(self, grants: Sequence[LeaseGrant]) -> list[AppendedLease | None]:
+    async def append_leases(self, grants: Sequence[LeaseGrant], *, halts_index: int) -> list[AppendedLease | None]:
         rows = await self._database.append(
             _APPEND_LEASES,
             [grant.agent_id for grant in grants],
             [grant.binding_index for grant in grants],
             [grant.provider_key_id for grant in grants],
             [grant.key_index for grant in grants],
-            [encode_leaf(grant.entry) for grant in grants],
+            [grant.share_index for grant in grants],
+            [self._seal(grant.entry) for grant in grants],
+            halts_index,
         )
         appended: list[AppendedLease | None] = [None] * len(grants)
         for item, audit_index, sealed_secret, wrapped_dek in rows:
@@ -271,12 +302,13 @@ class PostgresAuthority(ProviderKeyStore, BindingStore, LeaseLog, AuditLog):
             _APPEND,
             [int(entry.kind) for entry in entries],
             [entry.subject for entry in entries],
-            [encode_leaf(entry) for entry in entries],
+            [self._seal(entry) for entry in entries],
         )
         return int(rows[0]["audit_index"])
 
 
-def _key_row(row: asyncpg.Record) -> KeyRow:
+def key_row(row: asyncpg.Record) -> KeyRow:
+    """Return the row of a key that was read with all of its columns."""
     columns = FoundBy(
         provider_key_id=row["provider_key_id"],
         scope=row["scope"],
@@ -289,18 +321,20 @@ def _key_row(row: asyncpg.Record) -> KeyRow:
         state=row["state"],
         key_version=row["key_version"],
     )
-    return KeyRow(columns, row["record"], _seal(row))
+    return KeyRow(columns, row["record"], row_seal(row))
 
 
 def _binding_row(row: asyncpg.Record) -> BindingRow:
-    return BindingRow(row["agent_id"], row["owner_id"], row["record"], _seal(row))
+    return BindingRow(row["agent_id"], row["owner_id"], row["record"], row_seal(row))
 
 
-def _seal(row: asyncpg.Record) -> RowSeal:
+def row_seal(row: asyncpg.Record) -> RowSeal:
+    """Return the seal of an authority row."""
     return RowSeal(row["audit_index"], row["mac_key_version"], row["mac"])
 
 
-def _request_json(request: RequestIdentity | None) -> str | None:
+def request_json(request: RequestIdentity | None) -> str | None:
+    """Return a request id as the put functions take it."""
     if request is None:
         return None
     return as_json(
@@ -313,7 +347,8 @@ def _request_json(request: RequestIdentity | None) -> str | None:
     )
 
 
-def _put_result(rows: Sequence[asyncpg.Record]) -> PutResult:
+def put_result(rows: Sequence[asyncpg.Record]) -> PutResult:
+    """Return what a put function answered."""
     status: Any = rows[0]["status"]
     if status not in get_args(PutStatus):
         raise AuditUnavailableError("the append function of the database is of another release")
