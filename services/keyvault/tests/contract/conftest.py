@@ -1,12 +1,14 @@
-"""The providers of root keys, for whoever tests one."""
+"""A pool on a database of each test's own, and the providers of root keys."""
 
 from __future__ import annotations
 
 import contextlib
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 
+from keyvault.adapters.postgres.pool import Database, PostgresOptions, open_database
 from services.keyvault.tests.contract.root_key_kits import AwsKmsKit, Pkcs11Kit, VaultKit
 from testkit.kms import ACCESS_KEY_ID, SECRET_ACCESS_KEY
 
@@ -17,6 +19,20 @@ if TYPE_CHECKING:
     from testkit.kms import EmbeddedKms
     from testkit.softhsm import SoftHsm
     from testkit.vault.admin import VaultAdmin
+
+
+@pytest.fixture
+async def database(migrated_dsn: str) -> AsyncIterator[Database]:
+    """Return a pool on a database with this release's schema."""
+    options = PostgresOptions(
+        dsn=migrated_dsn,
+        pool_min=1,
+        pool_max=4,
+        connect_timeout=timedelta(seconds=10),
+        statement_timeout=timedelta(seconds=10),
+    )
+    async with open_database(options) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")
