@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -11,7 +12,7 @@ import structlog
 
 from keyvault.api.errors import ERRORS
 from keyvault.usecases.record_refusals import RecordRefusal
-from keyvault.wiring import keys, leases
+from keyvault.wiring import audit, emergency, exposure, health, keys, leases
 from keyvault.wiring.base import SERVICE, apply_migrations, open_base
 from keyvault.workers.housekeeping import Housekeeping
 from servicekit.admin import AdminServer
@@ -37,7 +38,9 @@ __all__ = ["SERVICE", "apply_migrations", "serve"]
 
 ACCESS_FILE: Final = Path(__file__).with_name("access.toml")
 # Every service that is served; the access list may name RPCs of these and no others.
-DESCRIPTORS: Final = (keys.DESCRIPTOR, leases.DESCRIPTOR)
+DESCRIPTORS: Final = (keys.DESCRIPTOR, leases.DESCRIPTOR, emergency.DESCRIPTOR, exposure.DESCRIPTOR, audit.DESCRIPTOR)
+# A log that is away stops a refused caller no less; it learns of the refusal when it is back.
+_REFUSAL_RETRY: Final = timedelta(seconds=1)
 
 _log = structlog.get_logger("keyvault.app")
 
@@ -58,7 +61,8 @@ async def serve(
         housekeeping.probe()
         refusals = asyncio.Queue[Refusal](maxsize=1000)
         coalescer = leases.make_coalescer(base)
-        server = _server(base, metrics, hub=hub, coalescer=coalescer, refusals=refusals)
+        tree = audit.make_tree(base, metrics)
+        server = _server(base, metrics, hub=hub, coalescer=coalescer, refusals=refusals, tree=tree)
         admin = AdminServer(
             settings.admin,
             readiness=lambda: {
@@ -74,12 +78,14 @@ async def serve(
         await stack.enter_async_context(
             base.feed.listening(session_dsn.get_secret_value(), clock=base.clock, retry=settings.postgres.listen_retry)
         )
-        for work in (hub.run(), housekeeping.run(), _record_refusals(base, refusals)):
+        workers = [worker.run() for worker in health.make_workers(base, metrics)]
+        workers.append(audit.integrating(base, tree).run())
+        for work in (hub.run(), housekeeping.run(), _record_refusals(base, refusals), *workers):
             await stack.enter_async_context(_running(work, stop))
         await stack.enter_async_context(server)
         announce(server.port, admin.port)
         await stop.wait()
-        hub.drain(settings.server.drain_grace)
+        await hub.drain(min(settings.revocation.handover, settings.server.drain_grace))
 
 
 def _housekeeping(base: Base) -> Housekeeping:
@@ -100,6 +106,7 @@ def _server(
     hub: WatchHub,
     coalescer: Coalescer[LeaseCall, list[LeaseOutcome]],
     refusals: asyncio.Queue[Refusal],
+    tree: audit.Tree,
 ) -> GrpcServer:
     return GrpcServer(
         base.settings.server,
@@ -109,6 +116,9 @@ def _server(
         services=[
             keys.serve_keys(base),
             leases.serve_leases(base, metrics, hub=hub, coalescer=coalescer),
+            emergency.serve_emergency(base),
+            exposure.serve_exposure(base),
+            audit.serve_audit(base, tree),
         ],
         tracer=make_tracer(SERVICE, base.settings.telemetry),
         on_refusal=lambda refusal: _enqueue(refusals, refusal),
@@ -125,7 +135,7 @@ def _enqueue(refusals: asyncio.Queue[Refusal], refusal: Refusal) -> None:
 
 
 async def _record_refusals(base: Base, refusals: asyncio.Queue[Refusal]) -> None:
-    record = RecordRefusal(base.authority, base.clock)
+    record = RecordRefusal(base.authority, base.clock, retry=_REFUSAL_RETRY)
     while True:
         refusal = await refusals.get()
         try:

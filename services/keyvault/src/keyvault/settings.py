@@ -156,6 +156,9 @@ class RevocationSettings(SettingsGroup):
     """How often the log is read for changes when no notification comes."""
     acknowledgement_poll: PositiveDuration = timedelta(milliseconds=20)
     """How often RevokeKey looks whether all watchers have acknowledged."""
+    handover: PositiveDuration = timedelta(seconds=2)
+    """How long a watch goes on that its Router was asked to replace: because its connection is too old, or because
+    this process ends, which waits for it."""
     watch_queue_max: Annotated[int, Field(ge=100)] = 10_000
     watchers_max: Annotated[int, Field(ge=1)] = 1_000
 
@@ -172,6 +175,54 @@ class KeySettings(SettingsGroup):
     rejection_grace: PositiveDuration = timedelta(seconds=60)
     """How long a provider must reject a working key's calls, without one success, until it is INVALID without a test
     call; shorter than a vendor's worst fault, and every key is out of use after it."""
+
+
+class HealthSettings(SettingsGroup):
+    """Test calls, expiry, erasures, and the workers that look whether what is stored is what was written."""
+
+    interval: PositiveDuration = timedelta(seconds=10)
+    """How often it is looked which keys are due, have expired or are to be revoked with their erased owner."""
+    batch_max: Annotated[int, Field(ge=1, le=10_000)] = 500
+    """Keys that one look takes."""
+    claim_life: PositiveDuration = timedelta(minutes=2)
+    """How long a claimed key is nobody else's; after it, a test call that was not reported is due again."""
+    claims_per_minute_max: Annotated[int, Field(ge=1)] = 600
+    """Test calls of all providers; keys that are due beyond it wait."""
+    claims_per_provider_and_minute_max: Annotated[int, Field(ge=1)] = 120
+    check_interval: PositiveDuration = timedelta(days=1)
+    """How often a working key is tested, and the longest between two tests of one that does not work."""
+    expiry_notices: Annotated[tuple[PositiveDuration, ...], Field(min_length=1, max_length=8)] = (
+        timedelta(days=14),
+        timedelta(days=1),
+    )
+    """How long before a key expires its owner is told."""
+    walk_interval: PositiveDuration = timedelta(minutes=1)
+    """Between two passes of the workers that unwrap every wrapped DEK and compare every authority row with the log."""
+    walk_pause: PositiveDuration = timedelta(seconds=1)
+    """Between two batches of one pass."""
+    walk_batch_max: Annotated[int, Field(ge=1, le=10_000)] = 200
+
+
+class AuditSettings(SettingsGroup):
+    """The tree over the audit log, and who reads it."""
+
+    checkpoint_interval: PositiveDuration = timedelta(seconds=1)
+    """How often new entries become part of the signed tree; sooner when a caller asks for one that is not."""
+    checkpoints_kept: PositiveDuration = timedelta(days=30)
+    """How long checkpoints are kept that are not the newest; proofs need none of them."""
+    accepted_leaves: tuple[Annotated[str, Field(pattern=r"^[1-9]\d{0,18}:[0-9a-f]{64}$")], ...] = ()
+    """`index:hash` of entries that fail their check, and that an operator who has looked wants signed as they stand
+    (docs/runbooks/audit-log-corrupt.md)."""
+    feed_wait: Annotated[PositiveDuration, Field(le=timedelta(minutes=1))] = timedelta(seconds=20)
+    """How long ReadFeed waits for news."""
+    feed_poll: PositiveDuration = timedelta(seconds=1)
+    """How often a waiting ReadFeed looks when no notification comes."""
+
+    @property
+    def accepted(self) -> dict[int, bytes]:
+        """Return the accepted hashes by index."""
+        pairs = [each.split(":") for each in self.accepted_leaves]
+        return {int(index): bytes.fromhex(digest) for index, digest in pairs}
 
 
 class Settings(ServiceSettings):
@@ -194,5 +245,7 @@ class Settings(ServiceSettings):
     leases: LeaseSettings = LeaseSettings()
     revocation: RevocationSettings = RevocationSettings()
     keys: KeySettings = KeySettings()
+    health: HealthSettings = HealthSettings()
+    audit: AuditSettings = AuditSettings()
     housekeeping_interval: PositiveDuration = timedelta(seconds=30)
     """How often canaries are opened and old request ids forgotten."""

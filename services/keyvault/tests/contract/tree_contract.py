@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from keyvault.domain.audit_log import AuditEntry, EntryKind, leaf_hash
+from keyvault.domain.audit_log import TOLD_KINDS, AuditEntry, EntryKind, leaf_hash
 from keyvault.ports import AuditLog, AuditTree, LeafFilter
 from services.keyvault.tests.unit.builders import NOW
 from transparency.tiles import TILE_BYTES, FullTile, GrowingTree, TileId
@@ -96,6 +96,16 @@ class AuditTreeContract:
                 break
             after = page.read_to
         assert (indexes, rounds) == ([10], 4)
+
+    async def test_what_owners_are_told_of_is_read_apart(self, both: LogAndTree) -> None:
+        """Every kind that owners are told of, and none that they are not."""
+        kinds = list(EntryKind)
+        await both.log.append([entry(kind) for kind in kinds])
+        told = await both.tree.read_told(0, up_to=len(kinds), limit=100)
+        assert {row.kind for row in told} == {int(kind) for kind in TOLD_KINDS}
+        assert [kinds[row.audit_index - 1] for row in told] == [row.kind for row in told]
+        assert await both.tree.read_told(told[0].audit_index, up_to=told[2].audit_index, limit=100) == told[1:3]
+        assert await both.tree.read_told(0, up_to=100, limit=2) == told[:2]
 
     async def test_a_tile_is_stored_once(self, both: LogAndTree) -> None:
         """The same tile again is passed over; another in its place is told, and changes nothing."""

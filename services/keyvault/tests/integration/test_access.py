@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
-from byok.keyvault.v1 import key_service_pb2, lease_service_pb2
+from byok.keyvault.v1 import audit_service_pb2, exposure_service_pb2, key_service_pb2, lease_service_pb2
 from keyvault.domain.audit_log import EntryKind, decode_leaf
 from servicekit.channels import open_channel
 from services.keyvault.tests.integration.vault import name, refusal
@@ -23,6 +23,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 SERVICES = (
     key_service_pb2.DESCRIPTOR.services_by_name["KeyService"],
     lease_service_pb2.DESCRIPTOR.services_by_name["LeaseService"],
+    exposure_service_pb2.DESCRIPTOR.services_by_name["ExposureService"],
+    audit_service_pb2.DESCRIPTOR.services_by_name["AuditService"],
 )
 KEYS = frozenset({"edge", "operator"})
 ALLOWED = {
@@ -38,6 +40,14 @@ ALLOWED = {
     "ReportOutcomes": frozenset({"router"}),
     "ReportValidation": frozenset({"router"}),
     "WatchAuthority": frozenset({"router"}),
+    "ListEntries": KEYS,
+    "ReadFeed": frozenset({"metering", "operator"}),
+    "GetCheckpoint": frozenset({"edge", "metering", "operator"}),
+    "GetInclusionProof": frozenset({"edge", "metering", "operator"}),
+    "GetConsistencyProof": frozenset({"edge", "metering", "operator"}),
+    "ExportEntries": frozenset({"operator"}),
+    "VerifyLog": frozenset({"operator"}),
+    "ListExposedKeys": frozenset({"operator"}),
 }
 RPCS = [(service.full_name, method.name) for service in SERVICES for method in service.methods]
 

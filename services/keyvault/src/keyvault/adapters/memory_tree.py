@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
-from keyvault.domain.audit_log import decode_leaf, leaf_hash
+from keyvault.domain.audit_log import TOLD_KINDS, decode_leaf, leaf_hash
 from keyvault.ports import AuditTree, LeafFilter, LeafPage, StoredLeaf, TreeState
 from transparency.tiles import TILE_WIDTH, FullTile, TileId
 
@@ -53,6 +53,11 @@ class MemoryTree(AuditTree):
         if len(found) == leaf_filter.limit:
             return LeafPage(found, found[-1].audit_index)
         return LeafPage(found, scanned[-1].audit_index if len(scanned) == scan_max else None)
+
+    @override
+    async def read_told(self, after: int, *, up_to: int, limit: int) -> list[StoredLeaf]:
+        rows = await self.read_leaves(after, up_to=up_to, limit=len(self._authority.leaves))
+        return [row for row in rows if row.kind in TOLD_KINDS][:limit]
 
     @override
     async def read_tiles(self, tile_ids: Collection[TileId]) -> Mapping[TileId, bytes]:

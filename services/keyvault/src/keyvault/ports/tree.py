@@ -76,6 +76,10 @@ class AuditTree(Protocol):
         """Return the entries that fit."""
         ...
 
+    async def read_told(self, after: int, *, up_to: int, limit: int) -> list[StoredLeaf]:
+        """Return the entries of `TOLD_KINDS` after an index, up to and with another, in order."""
+        ...
+
     async def read_tiles(self, tile_ids: Collection[TileId]) -> Mapping[TileId, bytes]:
         """Return those of these full tiles that are stored."""
         ...

@@ -1,0 +1,74 @@
+"""AuditService: the log with its proofs, for owners, the witness and operators."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import override
+
+from byok.keyvault.v1 import audit_service_pb2, audit_service_pb2_grpc
+from keyvault.api.audit_mapping import feed_to, listing_from, page_to, question_from
+from keyvault.usecases.list_entries import ListEntries
+from keyvault.usecases.prove_sizes import ProveSizes
+from keyvault.usecases.read_feed import ReadFeed
+from servicekit.identity import current_caller
+
+if TYPE_CHECKING:
+    import grpc
+
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditUseCases:
+    """What the service does."""
+
+    list_entries: ListEntries
+    read_feed: ReadFeed
+    prove: ProveSizes
+
+
+class AuditServicer(audit_service_pb2_grpc.AuditServiceServicer):
+    """Takes calls, asks use cases, answers."""
+
+    def __init__(self, usecases: AuditUseCases) -> None:
+        """Serve `usecases`."""
+        self._do = usecases
+
+    @override
+    async def ListEntries(
+        self, request: audit_service_pb2.ListEntriesRequest, context: Context
+    ) -> audit_service_pb2.ListEntriesResponse:
+        return page_to(await self._do.list_entries(listing_from(request, current_caller())))
+
+    @override
+    async def ReadFeed(
+        self, request: audit_service_pb2.ReadFeedRequest, context: Context
+    ) -> audit_service_pb2.ReadFeedResponse:
+        return feed_to(await self._do.read_feed(question_from(request)))
+
+    @override
+    async def GetCheckpoint(
+        self, request: audit_service_pb2.GetCheckpointRequest, context: Context
+    ) -> audit_service_pb2.GetCheckpointResponse:
+        signed, keys = await self._do.prove.checkpoint(request.covering_index)
+        return audit_service_pb2.GetCheckpointResponse(checkpoint=signed.note, verifier_keys=keys)
+
+    @override
+    async def GetInclusionProof(
+        self, request: audit_service_pb2.GetInclusionProofRequest, context: Context
+    ) -> audit_service_pb2.GetInclusionProofResponse:
+        proved = await self._do.prove.inclusion(request.audit_index, request.tree_size)
+        return audit_service_pb2.GetInclusionProofResponse(
+            leaf_hash=proved.leaf_hash, proof=proved.proof, tree_size=proved.size, root_hash=proved.root
+        )
+
+    @override
+    async def GetConsistencyProof(
+        self, request: audit_service_pb2.GetConsistencyProofRequest, context: Context
+    ) -> audit_service_pb2.GetConsistencyProofResponse:
+        proved = await self._do.prove.consistency(request.old_size, request.new_size)
+        return audit_service_pb2.GetConsistencyProofResponse(
+            proof=proved.proof, new_size=proved.size, new_root_hash=proved.root
+        )
