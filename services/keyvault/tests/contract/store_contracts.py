@@ -8,21 +8,24 @@ from typing import Any, Protocol
 
 import pytest
 
-from keyvault.domain.audit_log import AuditEntry, EntryKind, decode_leaf, leaf_hash
+from keyvault.domain.audit_log import AuditEntry, EntryKind, IndexedEntry, decode_leaf, leaf_hash
 from keyvault.domain.authority import AuthorityWindow, seal_window
 from keyvault.domain.bindings import AgentBinding, encode_binding
 from keyvault.domain.envelope import seal
+from keyvault.domain.halts import HaltSet, encode_halts
 from keyvault.domain.keyring import KeyPurpose, Keyring, KeyState
 from keyvault.domain.ownership import PLATFORM, Holder, Scope, owner_account
 from keyvault.domain.provider_keys import KeyState as ProviderKeyState
 from keyvault.domain.provider_keys import ProviderKey, decode_key, encode_key
 from keyvault.domain.requests import RequestIdentity
+from keyvault.domain.shares import KeyShare, encode_share
 from keyvault.ports import (
     AuditLog,
     AuthorityFeed,
     AuthorityQuery,
     BindingChange,
     BindingStore,
+    HaltsChange,
     KeyChange,
     KeyFilter,
     KeyringStore,
@@ -31,6 +34,7 @@ from keyvault.ports import (
     ProviderKeyStore,
     PutResult,
     SealedVersion,
+    ShareChange,
     WatcherRegistry,
     WatcherReport,
 )
@@ -51,6 +55,8 @@ class Store(Protocol):
 
     keyring: KeyringStore
     authority: Any
+    beside: Any
+    """Shares and halts."""
 
     async def set_key_state(self, purpose: KeyPurpose, version: int, state: KeyState) -> None:
         """Store another state of a key of the ring."""
@@ -64,11 +70,18 @@ def key_id(number: int) -> str:
     return f"0192f0c1-2f00-7000-8000-{number:012d}"
 
 
-def grant(stored_id: str, key_index: int, *, agent_id: str = "", binding_index: int = 0) -> LeaseGrant:
+def grant(
+    stored_id: str, key_index: int, *, agent_id: str = "", binding_index: int = 0, share_index: int = 0
+) -> LeaseGrant:
     """Return a lease to append."""
     entry = AuditEntry(kind=EntryKind.LEASE_GRANTED, time=NOW, caller="router", provider_key_id=stored_id)
     return LeaseGrant(
-        agent_id=agent_id, binding_index=binding_index, provider_key_id=stored_id, key_index=key_index, entry=entry
+        agent_id=agent_id,
+        binding_index=binding_index,
+        provider_key_id=stored_id,
+        key_index=key_index,
+        share_index=share_index,
+        entry=entry,
     )
 
 
@@ -124,6 +137,34 @@ class Scribe:
         result: PutResult = await self.store.authority.put_binding(change)
         return result
 
+    async def share(self, share: KeyShare, *, expected_index: int = 0, **fields: Any) -> PutResult:
+        """Put a share."""
+        record = encode_share(share)
+        kind = EntryKind.KEY_UNSHARED if share.is_ended else EntryKind.KEY_SHARED
+        entry = AuditEntry(
+            kind=kind, time=NOW, caller="edge", provider_key_id=share.provider_key_id, agent_id=share.agent_id
+        )
+        usual: dict[str, Any] = {"window": await self.window(record), "entry": entry}
+        change = ShareChange(share=share, record=record, expected_index=expected_index, **(usual | fields))
+        result: PutResult = await self.store.beside.put_share(change)
+        return result
+
+    async def halt(self, halts: HaltSet | None = None, *, expected_index: int = 0, **fields: Any) -> PutResult:
+        """Put the set of halts."""
+        record = encode_halts(halts or HaltSet())
+        entry = AuditEntry(kind=EntryKind.HALTS_CHANGED, time=NOW, caller="operator")
+        usual: dict[str, Any] = {"window": await self.window(record), "entry": entry}
+        change = HaltsChange(record=record, expected_index=expected_index, **(usual | fields))
+        result: PutResult = await self.store.beside.put_halts(change)
+        return result
+
+
+async def new_scribe(store: Store) -> Scribe:
+    """Return a writer on a fresh keyring."""
+    records = await wrap_new_keys("test", KeyPurpose, ROOT)
+    await store.keyring.create(records)
+    return Scribe(store, await unwrap_records("test", records, [ROOT]))
+
 
 def binding(agent_id: str = "agent-1", owner_id: str = "owner-1", version: int = 1) -> AgentBinding:
     """Return a binding."""
@@ -156,9 +197,7 @@ class AuthorityStoreContract:
     @pytest.fixture
     async def scribe(self, store: Store) -> Scribe:
         """Return a writer on a fresh keyring."""
-        records = await wrap_new_keys("test", KeyPurpose, ROOT)
-        await store.keyring.create(records)
-        return Scribe(store, await unwrap_records("test", records, [ROOT]))
+        return await new_scribe(store)
 
     async def test_a_key_is_written_with_its_entry(self, store: Store, scribe: Scribe) -> None:
         """The row, its seal and its entry carry the same index."""
@@ -312,60 +351,10 @@ class AuthorityStoreContract:
         assert await read(keys=frozenset({key_id(3)})) == ([], [3])
         assert await read(keys=frozenset({key_id(5)})) == (["agent-1"], [5])
 
-    async def test_leases_are_appended_while_their_rows_are_the_present_ones(
-        self, store: Store, scribe: Scribe
-    ) -> None:
-        """What was overtaken is left out, and the others get consecutive indexes and their own secrets."""
-        await scribe.bind(binding())
-        await scribe.put(provider_key(provider_key_id=key_id(1)))
-        await scribe.put(provider_key(provider_key_id=key_id(2)))
-        appended = await store.authority.append_leases(
-            [
-                grant(key_id(2), 3, agent_id="agent-1", binding_index=1),
-                grant(key_id(1), 99),
-                grant(key_id(1), 2, agent_id="agent-1", binding_index=99),
-                grant(key_id(1), 2, agent_id="agent-2", binding_index=1),
-                grant(key_id(9), 2),
-                grant(key_id(1), 2),
-            ]
-        )
-        assert [None if lease is None else lease.audit_index for lease in appended] == [4, None, None, None, None, 5]
-        assert appended[0].envelope != appended[5].envelope
-        assert await store.authority.head() == 5
-        logged = [decode_leaf(leaf).provider_key_id for _, kind, leaf, _ in await store.leaves() if kind == 100]
-        assert logged == [key_id(2), key_id(1)]
-
-    async def test_no_lease_is_appended_on_a_superseded_row(self, store: Store, scribe: Scribe) -> None:
-        """A lease that was picked before a change is not granted after it; neither on the key nor on the binding."""
-        await scribe.bind(binding())
-        await scribe.put(provider_key())
-        key = provider_key().provider_key_id
-        await scribe.put(provider_key(priority=1), expected_index=2, with_secret=False)
-        assert await store.authority.append_leases([grant(key, 2)]) == [None]
-        await scribe.bind(binding(version=2), expected_index=1)
-        moved = grant(key, 3, agent_id="agent-1", binding_index=1)
-        assert await store.authority.append_leases([moved]) == [None]
-        assert await store.authority.head() == 4
-
-    async def test_a_revoked_key_keeps_no_secret(self, store: Store, scribe: Scribe) -> None:
-        """Not even a lease on its present row opens anything."""
-        await scribe.put(provider_key())
-        revoked = provider_key(state=ProviderKeyState.REVOKED)
-        await scribe.put(revoked, expected_index=1, with_secret=False)
-        assert await store.authority.append_leases([grant(revoked.provider_key_id, 2)]) == [None]
-
-    async def test_a_replaced_secret_is_the_only_one(self, store: Store, scribe: Scribe) -> None:
-        """After a replacement a lease opens the new version."""
-        await scribe.put(provider_key())
-        before = await store.authority.append_leases([grant(provider_key().provider_key_id, 1)])
-        await scribe.put(provider_key(key_version=2), expected_index=1)
-        after = await store.authority.append_leases([grant(provider_key().provider_key_id, 3)])
-        assert before[0].envelope != after[0].envelope
-
     async def test_the_feed_tells_changes_of_authority_alone(self, store: Store, scribe: Scribe) -> None:
         """Leases and refusals move the head; they are not told."""
         await scribe.put(provider_key(provider_key_id=key_id(1)))
-        await store.authority.append_leases([grant(key_id(1), 1)])
+        await store.authority.append([AuditEntry(kind=EntryKind.LEASE_GRANTED, time=NOW, caller="x")])
         await scribe.put(provider_key(provider_key_id=key_id(2)))
         await scribe.bind(binding())
         await store.authority.append([AuditEntry(kind=EntryKind.CALLER_REFUSED, time=NOW, caller="x")])
@@ -374,6 +363,7 @@ class AuthorityStoreContract:
         assert not page.is_complete
         page = await store.authority.read_changes(3, limit=2)
         assert ([change.audit_index for change in page.changes], page.head, page.is_complete) == ([4], 5, True)
+        assert isinstance(page.changes[0], IndexedEntry)
         assert page.changes[0].entry.agent_id == "agent-1"
         page = await store.authority.read_changes(5, limit=2)
         assert (list(page.changes), page.head, page.is_complete) == ([], 5, True)

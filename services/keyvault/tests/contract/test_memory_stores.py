@@ -8,7 +8,9 @@ import pytest
 from typing_extensions import override
 
 from keyvault.adapters.memory import MemoryAuthority, MemoryKeyringStore, MemoryWatcherRegistry
+from keyvault.adapters.memory_shares_and_halts import MemorySharesAndHalts
 from keyvault.domain.audit_log import leaf_hash
+from services.keyvault.tests.contract.lease_contracts import HaltStoreContract, LeaseLogContract, ShareStoreContract
 from services.keyvault.tests.contract.store_contracts import (
     AuthorityStoreContract,
     KeyringStoreContract,
@@ -28,6 +30,7 @@ class MemoryStore(Store):
     def __init__(self) -> None:
         self.keyring = MemoryKeyringStore()
         self.authority = MemoryAuthority(self.keyring, leaf_sealer())
+        self.beside = MemorySharesAndHalts(self.authority)
 
     @override
     async def set_key_state(self, purpose: KeyPurpose, version: int, state: KeyState) -> None:
@@ -59,6 +62,18 @@ class TestMemoryKeyringStore(KeyringStoreContract):
 
 class TestMemoryAuthority(AuthorityStoreContract):
     """Authority in memory."""
+
+
+class TestMemoryLeaseLog(LeaseLogContract):
+    """Leases in memory."""
+
+
+class TestMemoryShares(ShareStoreContract):
+    """Shares in memory."""
+
+
+class TestMemoryHalts(HaltStoreContract):
+    """Halts in memory."""
 
 
 class TestMemoryWatcherRegistry(WatcherRegistryContract):

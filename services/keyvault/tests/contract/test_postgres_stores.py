@@ -10,27 +10,46 @@ from typing_extensions import override
 from keyvault.adapters.postgres.authority import PostgresAuthority
 from keyvault.adapters.postgres.feed import PostgresFeed, PostgresWatcherRegistry
 from keyvault.adapters.postgres.keyring import PostgresKeyringStore
+from keyvault.adapters.postgres.shares_and_halts import PostgresSharesAndHalts
 from keyvault.domain.keyring import KeyPurpose
+from keyvault.ports import KeyringSource
 from keyvault.usecases.hold_keyring import wrap_new_keys
+from services.keyvault.tests.contract.lease_contracts import HaltStoreContract, LeaseLogContract, ShareStoreContract
 from services.keyvault.tests.contract.store_contracts import (
     AuthorityStoreContract,
     KeyringStoreContract,
     Store,
     WatcherRegistryContract,
 )
-from services.keyvault.tests.unit.builders import ROOT, leaf_sealer
+from services.keyvault.tests.unit.builders import ROOT, keyring, leaf_sealer
 
 if TYPE_CHECKING:
     from keyvault.adapters.postgres.pool import Database
-    from keyvault.domain.keyring import KeyState
+    from keyvault.domain.keyring import Keyring, KeyState
+
+
+class FixedKeyring(KeyringSource):
+    """A keyring that nobody rotates."""
+
+    def __init__(self) -> None:
+        self._ring = keyring()
+
+    @override
+    def current(self) -> Keyring:
+        return self._ring
+
+    @override
+    async def reload(self) -> Keyring:
+        return self._ring
 
 
 class PostgresStoreAndFeed(PostgresAuthority):
     """Both adapters that share the log, as one."""
 
     def __init__(self, database: Database) -> None:
-        super().__init__(database, leaf_sealer())
-        self._feed = PostgresFeed(database)
+        sealer = leaf_sealer()
+        super().__init__(database, sealer)
+        self._feed = PostgresFeed(database, sealer, FixedKeyring())
 
     async def read_changes(self, after: int, *, limit: int) -> Any:
         """Read by the feed's own adapter."""
@@ -44,6 +63,7 @@ class PostgresStore(Store):
         self.database = database
         self.keyring = PostgresKeyringStore(database)
         self.authority = PostgresStoreAndFeed(database)
+        self.beside = PostgresSharesAndHalts(database, leaf_sealer(), self.authority)
 
     @override
     async def set_key_state(self, purpose: KeyPurpose, version: int, state: KeyState) -> None:
@@ -87,6 +107,18 @@ class TestPostgresKeyringStore(KeyringStoreContract):
 
 class TestPostgresAuthority(AuthorityStoreContract):
     """Authority on Postgres."""
+
+
+class TestPostgresLeaseLog(LeaseLogContract):
+    """Leases on Postgres."""
+
+
+class TestPostgresShares(ShareStoreContract):
+    """Shares on Postgres."""
+
+
+class TestPostgresHalts(HaltStoreContract):
+    """Halts on Postgres."""
 
 
 class TestPostgresWatcherRegistry(WatcherRegistryContract):

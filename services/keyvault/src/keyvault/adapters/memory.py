@@ -132,7 +132,8 @@ class MemoryAuthority(ProviderKeyStore, BindingStore, LeaseLog, AuditLog, Author
     @override
     async def find(self, key_filter: KeyFilter) -> list[KeyRow]:
         present = [rows[-1] for _, rows in sorted(self.key_rows.items())]
-        return [row for row in present if _matches(row, key_filter)][: key_filter.limit]
+        found = [row for row in present if _matches(row, key_filter) and self._is_usable_by(row, key_filter.agent_id)]
+        return found[: key_filter.limit]
 
     @override
     async def find_request(self, scope: str, request_id: str) -> RecordedRequest | None:
@@ -249,6 +250,14 @@ class MemoryAuthority(ProviderKeyStore, BindingStore, LeaseLog, AuditLog, Author
             found.update({row.agent_id: row for row in fitting[:1]})
         return list(found.values())
 
+    def _is_usable_by(self, row: KeyRow, agent_id: str) -> bool:
+        columns = row.found_by
+        if not agent_id or columns.scope in (Scope.OWNER, Scope.PLATFORM):
+            return True
+        shares = self.share_rows.get((columns.provider_key_id, agent_id), [])
+        is_shared = bool(shares) and not shares[-1].is_ended
+        return columns.agent_id == agent_id if columns.scope == Scope.AGENT else is_shared
+
     def _present(self, provider_key_id: str) -> KeyRow | None:
         rows = self.key_rows.get(provider_key_id)
         return rows[-1] if rows else None
@@ -352,5 +361,4 @@ def _matches(row: KeyRow, key_filter: KeyFilter) -> bool:
         and columns.provider_key_id > key_filter.after_key_id
         and (key_filter.include_revoked or columns.state != _REVOKED)
         and key_filter.provider in ("", columns.provider)
-        and (not key_filter.agent_id or columns.scope != Scope.AGENT or columns.agent_id == key_filter.agent_id)
     )
