@@ -196,3 +196,4 @@ BEGIN
     PERFORM append_audit_entries(ARRAY[p_kind], ARRAY[p_subject], ARRAY[p_leaf]);
     RETURN true;
 END $$;
+CREATE TABLE IF NOT EXISTS backups (backup_id text PRIMARY KEY, snapshot_time timestamptz NOT NULL, expire_time timestamptz NOT NULL);
