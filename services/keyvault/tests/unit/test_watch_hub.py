@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -11,11 +12,11 @@ from typing_extensions import override
 
 from keyvault.adapters.memory import MemoryAuthority, MemoryKeyringStore, MemoryWatcherRegistry
 from keyvault.domain.audit_log import AuditEntry, EntryKind, IndexedEntry
-from keyvault.ports import Alarms, AuthorityChanges, WatcherReport
+from keyvault.ports import Alarms, AuthorityChanges, UntoldChange, WatcherReport
 from keyvault.usecases.revoke_provider_key import AwaitWatchers
 from keyvault.usecases.watch_authority import Draining, Echo, Message, Ready, Watch, WatchHub, WatchLimits
 from servicekit.errors import InvalidArgumentError, OverloadedError, UnavailableError
-from services.keyvault.tests.unit.builders import NOW
+from services.keyvault.tests.unit.builders import NOW, leaf_sealer
 from testkit.fake_clock import FakeClock
 from testkit.waiting import eventually
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 BOUND = timedelta(seconds=3)
+AGE_MAX = timedelta(minutes=45)
+HANDOVER = timedelta(seconds=2)
 CHANGE = AuditEntry(kind=EntryKind.KEY_UPDATED, time=NOW, caller="edge", provider_key_id="key")
 LEASE = AuditEntry(kind=EntryKind.LEASE_GRANTED, time=NOW, caller="router", provider_key_id="key")
 
@@ -31,10 +34,11 @@ class Feed(MemoryAuthority):
     """A log in memory that can be away, and that calls a hook between the registry and the reading."""
 
     def __init__(self) -> None:
-        super().__init__(MemoryKeyringStore())
+        super().__init__(MemoryKeyringStore(), leaf_sealer())
         self.is_away = False
         self.attempts = 0
         self.before_reading: Callable[[], None] = lambda: None
+        self.untold: list[UntoldChange] = []
 
     @override
     async def read_changes(self, after: int, *, limit: int) -> AuthorityChanges:
@@ -42,7 +46,10 @@ class Feed(MemoryAuthority):
         if self.is_away:
             raise UnavailableError("away")
         self.before_reading()
-        return await super().read_changes(after, limit=limit)
+        page = await super().read_changes(after, limit=limit)
+        untold = {change.audit_index: change for change in self.untold}
+        changes = [untold.get(change.audit_index, change) for change in page.changes]
+        return replace(page, changes=changes)
 
 
 class Registry(MemoryWatcherRegistry):
@@ -69,10 +76,11 @@ class Alarmed(Alarms):
 
     def __init__(self) -> None:
         self.failures: list[str] = []
+        self.corrupt: list[str] = []
 
     @override
     def corruption_found(self, row_id: str, what: str) -> None:
-        raise AssertionError(what)
+        self.corrupt.append(row_id)
 
     @override
     def watch_failing(self, what: str, facts: Mapping[str, str | int]) -> None:
@@ -90,7 +98,8 @@ class Desk:
         self.feed = Feed()
         self.registry = Registry()
         self.alarms = Alarmed()
-        self.hub = WatchHub(feed=self.feed, registry=self.registry, alarms=self.alarms, limits=limits)
+        self.clock = FakeClock()
+        self.hub = WatchHub(feed=self.feed, registry=self.registry, alarms=self.alarms, limits=limits, clock=self.clock)
 
     async def rounds(self, count: int = 2) -> None:
         """Wait until the hub has begun so many more rounds; the one before the last has then ended."""
@@ -109,7 +118,15 @@ class Desk:
 @pytest.fixture
 async def desk() -> AsyncIterator[Desk]:
     """Return a hub that runs."""
-    desk = Desk(WatchLimits(partition_bound=BOUND, poll=timedelta(milliseconds=20), queue_max=20, watchers_max=3))
+    limits = WatchLimits(
+        partition_bound=BOUND,
+        poll=timedelta(milliseconds=20),
+        queue_max=20,
+        watchers_max=3,
+        age_max=AGE_MAX,
+        handover=HANDOVER,
+    )
+    desk = Desk(limits)
     await desk.feed.append([LEASE])
     await desk.hub.start()
     running = asyncio.create_task(desk.hub.run())
@@ -281,11 +298,91 @@ async def test_watchers_are_bounded(desk: Desk) -> None:
     assert desk.hub.watchers == 3
 
 
-async def test_draining_is_announced(desk: Desk) -> None:
-    """Watchers open another watch before this process ends."""
+async def test_draining_waits_until_all_have_left(desk: Desk) -> None:
+    """Watchers open another watch elsewhere before this process ends, and here nobody may begin one."""
     watch = await desk.watch()
-    desk.hub.drain(timedelta(seconds=5))
-    assert (await take(watch, 2))[1] == Draining(timedelta(seconds=5))
+    draining = asyncio.create_task(desk.hub.drain(timedelta(seconds=60)))
+    assert (await take(watch, 2))[1] == Draining(timedelta(seconds=60))
+    with pytest.raises(UnavailableError):
+        await desk.watch(holder="h2")
+    watch.ping(1)
+    assert await take(watch, 1) == [Echo(1, 1)]
+    assert not draining.done()
+    desk.hub.close(watch)
+    await asyncio.wait_for(draining, 5)
+
+
+async def test_draining_ends_although_somebody_stays(desk: Desk) -> None:
+    """A Router that stands still keeps no process from ending."""
+    await desk.watch()
+    await asyncio.wait_for(desk.hub.drain(timedelta(milliseconds=50)), 5)
+
+
+async def test_an_old_watch_is_replaced_before_its_connection_ends(desk: Desk) -> None:
+    """It is asked to be replaced in time, goes on meanwhile, and is ended when nobody replaces it."""
+    watch = await desk.watch()
+    await take(watch, 1)
+    await desk.clock.advance(AGE_MAX - timedelta(seconds=1))
+    await desk.rounds(4)
+    assert not watch._outbox
+    await desk.clock.advance(timedelta(seconds=1))
+    assert await take(watch, 1) == [Draining(HANDOVER)]
+    watch.ping(1)
+    assert await take(watch, 1) == [Echo(1, 1)]
+    await desk.clock.advance(HANDOVER)
+    assert await take(watch, 1) == []
+
+
+async def test_a_busy_log_starves_no_watcher(desk: Desk) -> None:
+    """What was sent after a ping came need not be acknowledged for its echo: something always is under way."""
+    watch = await desk.watch()
+    await desk.feed.append([CHANGE])
+    await take(watch, 2)
+    watch.ping(1)
+    await desk.feed.append([CHANGE])
+    await take(watch, 1)
+    watch.ack(2)
+    assert await take(watch, 1) == [Echo(1, 3)]
+    watch.ping(2)
+    await desk.rounds(4)
+    assert not watch._outbox
+
+
+async def test_a_ping_that_comes_during_a_round_waits_for_the_next(desk: Desk) -> None:
+    """Only those pings are echoed that came before the log was read, however many come meanwhile."""
+    watch = await desk.watch()
+    await take(watch, 1)
+    came = 0
+
+    def flood() -> None:
+        nonlocal came
+        if desk.registry.reports and not came:
+            came = 100
+            for number in range(came):
+                watch.ping(1000 + number)
+            desk.registry.is_away = True
+
+    desk.feed.before_reading = flood
+    watch.ping(1)
+    await desk.rounds(6)
+    assert came
+    assert not watch._outbox
+    desk.registry.is_away = False
+    assert await take(watch, 1) == [Echo(1036, 1)]
+
+
+async def test_a_change_that_cannot_be_told_keeps_nobody_waiting(desk: Desk) -> None:
+    """An entry that nobody can read is told as one, with an alarm, and the watch goes on behind it."""
+    watch = await desk.watch()
+    await take(watch, 1)
+    desk.feed.untold = [UntoldChange(2, is_corrupt=True)]
+    await desk.feed.append([CHANGE, CHANGE])
+    assert await take(watch, 2) == [UntoldChange(2, is_corrupt=True), IndexedEntry(3, CHANGE)]
+    watch.ack(3)
+    watch.ping(1)
+    assert await take(watch, 1) == [Echo(1, 3)]
+    assert desk.alarms.corrupt == ["audit_entries/2"]
+    assert not desk.hub.is_failing
 
 
 async def test_pages_of_changes_are_all_told() -> None:

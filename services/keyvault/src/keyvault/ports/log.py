@@ -21,6 +21,29 @@ class AuditLog(Protocol):
         ...
 
 
+class CorruptionLog(Protocol):
+    """What was found to be corrupt, once for each row and finding."""
+
+    async def append_corruption(self, row_id: str, what: str, row_index: int, entry: AuditEntry) -> bool:
+        """Append the entry durably, unless this was said of the row at this index before; return whether it was new.
+
+        Raises:
+            AuditUnavailableError: it is not known to be durable.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class UntoldChange:
+    """A change of authority of which nobody can say what it was, so that everything granted below its index has ended.
+
+    Its entry cannot be read (`is_corrupt`), or is no longer kept; then it stands for all that are not, up to its index.
+    """
+
+    audit_index: int
+    is_corrupt: bool
+
+
 @dataclass(frozen=True, slots=True)
 class AuthorityChanges:
     """Changes of authority after an index, oldest first, and the head of the log in the same snapshot.
@@ -29,7 +52,7 @@ class AuthorityChanges:
     """
 
     head: int
-    changes: Sequence[IndexedEntry]
+    changes: Sequence[IndexedEntry | UntoldChange]
     is_complete: bool
 
 
@@ -41,11 +64,11 @@ class AuthorityFeed(Protocol):
         ...
 
     async def read_changes(self, after: int, *, limit: int) -> AuthorityChanges:
-        """Return changes after an index, from the primary.
+        """Return changes after an index, from the primary. What cannot be told is an `UntoldChange`: never an error,
+        which would keep all watchers from going on, and never passed over.
 
         Raises:
             UnavailableError: it is away.
-            AuthorityForgedError: an entry cannot be read.
         """
         ...
 

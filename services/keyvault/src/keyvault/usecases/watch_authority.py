@@ -7,12 +7,18 @@ One round of the hub, for all watchers of this process::
 
 The order is what bounds a revocation: whatever is appended after the read finds the watcher in the registry, and waits
 for it; whatever was appended before is sent ahead of the echo. A ping is echoed only once everything that was sent
-before has been acknowledged, so a Router that does not act on changes runs out of time.
+before the ping came has been acknowledged, so a Router that does not act on changes runs out of time: no ping that
+comes after a change was sent is echoed without it. What was sent since may be under way; to wait for that, too, would
+starve the watchers of a busy log, where something always is.
+
+A connection has an age at which the server ends it. Its watchers are told to open another watch before that, as they
+are when this process ends, and leave this one only when the other has proved its contact.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,13 +26,14 @@ from typing import TYPE_CHECKING, Final
 
 from keyvault.domain.audit_log import IndexedEntry
 from keyvault.domain.new_keys import refused
-from keyvault.ports import WatcherReport
-from servicekit.errors import DomainError, OverloadedError
+from keyvault.ports import UntoldChange, WatcherReport
+from servicekit.errors import DomainError, OverloadedError, UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
 
     from keyvault.ports import Alarms, AuthorityFeed, WatcherRegistry
+    from servicekit.clock import Clock
 
 PAGE_MAX: Final = 1000
 PINGS_MAX: Final = 64
@@ -50,19 +57,40 @@ class Echo:
 
 @dataclass(frozen=True, slots=True)
 class Draining:
-    """This process is going away."""
+    """This process is going away, or the connection is: open another watch before leaving this one."""
 
     ends_in: timedelta
 
 
-Message = Ready | IndexedEntry | Echo | Draining
+Message = Ready | IndexedEntry | UntoldChange | Echo | Draining
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """A ping as it came: `place` counts the pings of its watch, `sent` is the last index sent before it."""
+
+    place: int
+    monotonic_ns: int
+    sent: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchLimits:
-    """Bounds of watching."""
+    """Bounds of watching.
+
+    Attributes:
+        partition_bound: How long a watcher may use what it cached after its last echoed ping.
+        poll: How often the log is read without a notification.
+        age_max: After this a watch is asked to be replaced: before its connection is too old.
+        handover: How long a watch that was asked to be replaced goes on.
+        queue_max: Messages that may wait for one watcher.
+        watchers_max: Watches that may be open.
+        forget_after: When a watcher that has gone is forgotten.
+    """
 
     partition_bound: timedelta = timedelta(seconds=3)
+    age_max: timedelta = timedelta(minutes=45)
+    handover: timedelta = timedelta(seconds=2)
     poll: timedelta = timedelta(milliseconds=250)
     queue_max: int = 10_000
     watchers_max: int = 1_000
@@ -78,9 +106,11 @@ class Watch:
         self.holder = holder
         self.position = position
         self.acked = position
-        self.sent = position
         self.has_news = False
-        self._pings: deque[int] = deque(maxlen=PINGS_MAX)
+        self.leave_time = float("inf")
+        self.is_leaving = False
+        self._pinged = 0
+        self._pings: deque[Ping] = deque(maxlen=PINGS_MAX)
         self._outbox: deque[Message] = deque()
         self._queue_max = queue_max
         self._wake = wake
@@ -90,31 +120,37 @@ class Watch:
 
     def ping(self, monotonic_ns: int) -> None:
         """Take a ping; the oldest is dropped when far too many wait."""
-        self._pings.append(monotonic_ns)
+        self._pinged += 1
+        self._pings.append(Ping(self._pinged, monotonic_ns, self.position))
         self._wake()
 
     def ack(self, audit_index: int) -> None:
         """Take an acknowledgement; nobody can acknowledge what was not sent."""
-        self.acked = max(self.acked, min(audit_index, self.sent))
+        self.acked = max(self.acked, min(audit_index, self.position))
         self.has_news = True
         self._wake()
 
     @property
-    def waiting_pings(self) -> int:
-        """Return how many pings may be echoed: none before everything that was sent has been acknowledged."""
-        return len(self._pings) if self.acked >= self.sent else 0
+    def echoable(self) -> int:
+        """Return the place of the last ping that may be echoed: all that was sent before it has been acknowledged."""
+        place = 0
+        for ping in self._pings:
+            if ping.sent > self.acked:
+                break
+            place = ping.place
+        return place
 
-    def offer(self, changes: Iterable[IndexedEntry]) -> None:
+    def offer(self, changes: Iterable[IndexedEntry | UntoldChange]) -> None:
         """Queue those changes that this watch has not seen."""
         for change in changes:
             if change.audit_index > self.position:
-                self.position = self.sent = change.audit_index
+                self.position = change.audit_index
                 self._put(change)
 
-    def echo(self, count: int, audit_index: int) -> None:
-        """Queue the answers to the oldest `count` pings."""
-        for _ in range(min(count, len(self._pings))):
-            self._put(Echo(self._pings.popleft(), audit_index))
+    def echo(self, place: int, audit_index: int) -> None:
+        """Queue the answers to the pings up to this place; those that came later wait for a round of their own."""
+        while self._pings and self._pings[0].place <= place:
+            self._put(Echo(self._pings.popleft().monotonic_ns, audit_index))
 
     def send(self, message: Message) -> None:
         """Queue a message of the hub's own."""
@@ -152,8 +188,17 @@ class Watch:
 class WatchHub:
     """All watches of this process, fed by one reader of the log."""
 
-    def __init__(self, *, feed: AuthorityFeed, registry: WatcherRegistry, alarms: Alarms, limits: WatchLimits) -> None:
+    def __init__(
+        self,
+        *,
+        feed: AuthorityFeed,
+        registry: WatcherRegistry,
+        alarms: Alarms,
+        limits: WatchLimits,
+        clock: Clock,
+    ) -> None:
         """Read `feed` and record in `registry`; `run` does the work."""
+        self._clock = clock
         self._feed = feed
         self._registry = registry
         self._alarms = alarms
@@ -162,6 +207,8 @@ class WatchHub:
         self._position = 0
         self._woken = asyncio.Event()
         self._is_failing = False
+        self._is_draining = False
+        self._all_left = asyncio.Event()
         feed.on_change(self._woken.set)
 
     @property
@@ -207,8 +254,10 @@ class WatchHub:
         Raises:
             InvalidArgumentError: the index is beyond the head of the log.
             OverloadedError: this process has as many watchers as it may have.
-            UnavailableError: the log cannot be read.
+            UnavailableError: the log cannot be read, or this process is going away.
         """
+        if self._is_draining:
+            raise UnavailableError("this replica is going away; watch at another")
         if len(self._watches) >= self._limits.watchers_max:
             raise OverloadedError("this replica has as many watchers as it may have; watch at another")
         head = await self._feed.head()
@@ -223,6 +272,7 @@ class WatchHub:
             queue_max=self._limits.queue_max,
             wake=self._woken.set,
         )
+        watch.leave_time = self._clock.monotonic() + self._limits.age_max.total_seconds()
         # Not the head when resuming: a Router that loses the stream after this message must resume from where it was.
         watch.send(Ready(watch.position, self._limits.partition_bound))
         while True:
@@ -237,11 +287,30 @@ class WatchHub:
         """End a watch. Its Router stays in the registry until its time has passed."""
         self._watches.discard(watch)
         watch.close()
+        if not self._watches:
+            self._all_left.set()
 
-    def drain(self, ends_in: timedelta) -> None:
-        """Ask every watcher to open another watch elsewhere before this process ends."""
+    async def drain(self, at_most: timedelta) -> None:
+        """Ask every watcher to open another watch elsewhere, and wait until all have left this process."""
+        self._is_draining = True
+        self._all_left.clear()
         for watch in self._watches:
-            watch.send(Draining(ends_in))
+            watch.send(Draining(at_most))
+        if self._watches:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(at_most.total_seconds()):
+                    await self._all_left.wait()
+
+    def _end_old(self) -> None:
+        """Ask the watches that are old to be replaced, and end those that were asked."""
+        now = self._clock.monotonic()
+        for watch in [each for each in self._watches if each.leave_time <= now]:
+            if watch.is_leaving:
+                watch.close()
+                continue
+            watch.is_leaving = True
+            watch.leave_time = now + self._limits.handover.total_seconds()
+            watch.send(Draining(self._limits.handover))
 
     async def _wait(self) -> None:
         try:
@@ -251,25 +320,27 @@ class WatchHub:
             return
 
     async def _round(self) -> None:
-        echoing = [(watch, watch.waiting_pings) for watch in self._watches]
+        self._end_old()
+        seen = [(watch, watch.echoable, watch.acked) for watch in self._watches]
         reports = [
-            WatcherReport(watch.caller, watch.holder, watch.acked, awaits_echo=count > 0)
-            for watch, count in echoing
-            if count or watch.has_news
+            WatcherReport(watch.caller, watch.holder, acked, awaits_echo=place > 0)
+            for watch, place, acked in seen
+            if place or watch.has_news
         ]
         if reports:
             await self._registry.record(reports, self._limits.partition_bound)
-        recorded = {(report.caller, report.holder): report.acked_index for report in reports}
-        for watch, _ in echoing:
-            watch.has_news = watch.has_news and watch.acked > recorded.get((watch.caller, watch.holder), -1)
+        for watch, _, acked in seen:
+            watch.has_news = watch.has_news and watch.acked > acked
         await self._read_on()
-        for watch, count in echoing:
-            if count:
-                watch.echo(count, self._position)
+        for watch, place, _ in seen:
+            watch.echo(place, self._position)
 
     async def _read_on(self) -> None:
         while True:
             page = await self._feed.read_changes(self._position, limit=PAGE_MAX)
+            for change in page.changes:
+                if isinstance(change, UntoldChange) and change.is_corrupt:
+                    self._alarms.corruption_found(f"audit_entries/{change.audit_index}", "an entry cannot be read")
             for watch in self._watches:
                 watch.offer(page.changes)
             self._position = page.head if page.is_complete else page.changes[-1].audit_index

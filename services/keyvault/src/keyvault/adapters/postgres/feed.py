@@ -17,25 +17,35 @@ from typing_extensions import override
 from keyvault.adapters.postgres.pool import FAILURES
 from keyvault.domain.audit_log import IndexedEntry, decode_leaf
 from keyvault.domain.canonical import CanonicalFormError
-from keyvault.domain.errors import AuthorityForgedError
-from keyvault.ports import AuthorityChanges, AuthorityFeed, WatcherRegistry, WatcherReport
+from keyvault.domain.errors import AuditLogCorruptError, KekVersionUnavailableError
+from keyvault.ports import (
+    AuthorityChanges,
+    AuthorityFeed,
+    KeyringSource,
+    UntoldChange,
+    WatcherRegistry,
+    WatcherReport,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from datetime import timedelta
 
     from keyvault.adapters.postgres.pool import Database
+    from keyvault.domain.leaf_seals import LeafSealer
     from servicekit.clock import Clock
 
 CHANNEL: Final = "keyvault_authority"
 
 _HEAD: Final = "SELECT last_index FROM audit_head"
-# Head and changes in one snapshot: the head moves in the transaction that adds the entry.
+# Head and changes in one snapshot: the head moves in the transaction that adds the entry. Indexes are gapless, so an
+# entry right after $1 is missing only where there is none yet, or where old ones were archived and dropped.
 _CHANGES: Final = """
-    SELECT h.last_index, e.audit_index, e.leaf
+    SELECT h.last_index, e.audit_index, e.kind, e.subject, e.leaf,
+           h.last_index <= $1 OR EXISTS (SELECT FROM audit_entries n WHERE n.audit_index = $1 + 1) AS is_kept
     FROM audit_head h
     LEFT JOIN LATERAL (
-        SELECT audit_index, leaf FROM audit_entries
+        SELECT audit_index, kind, subject, leaf FROM audit_entries
         WHERE kind < 100 AND audit_index > $1 ORDER BY audit_index LIMIT $2
     ) e ON true
     ORDER BY e.audit_index
@@ -61,9 +71,11 @@ _log = structlog.get_logger("keyvault.feed")
 class PostgresFeed(AuthorityFeed):
     """Changes of authority, read from the primary."""
 
-    def __init__(self, database: Database) -> None:
-        """Read `database`."""
+    def __init__(self, database: Database, sealer: LeafSealer, keyring: KeyringSource) -> None:
+        """Read `database`, and believe what `sealer` finds to be sealed with a key of `keyring`."""
         self._database = database
+        self._sealer = sealer
+        self._keyring = keyring
         self._wakes: list[Callable[[], None]] = []
 
     @override
@@ -73,8 +85,29 @@ class PostgresFeed(AuthorityFeed):
     @override
     async def read_changes(self, after: int, *, limit: int) -> AuthorityChanges:
         rows = await self._database.fetch(_CHANGES, after, limit)
-        changes = [_change(row) for row in rows if row["audit_index"] is not None]
-        return AuthorityChanges(head=rows[0]["last_index"], changes=changes, is_complete=len(changes) < limit)
+        head = rows[0]["last_index"]
+        if not rows[0]["is_kept"]:
+            return AuthorityChanges(head=head, changes=[UntoldChange(head, is_corrupt=False)], is_complete=True)
+        changes = [await self._change(row) for row in rows if row["audit_index"] is not None]
+        return AuthorityChanges(head=head, changes=changes, is_complete=len(changes) < limit)
+
+    async def _change(self, row: asyncpg.Record) -> IndexedEntry | UntoldChange:
+        """Return what an entry says. Of one that is not as it was written nothing is believed, but that it is there."""
+        if row["leaf"] is None:
+            return UntoldChange(row["audit_index"], is_corrupt=False)
+        try:
+            await self._check(row)
+            return IndexedEntry(row["audit_index"], decode_leaf(row["leaf"]))
+        except (CanonicalFormError, AuditLogCorruptError, KekVersionUnavailableError):
+            return UntoldChange(row["audit_index"], is_corrupt=True)
+
+    async def _check(self, row: asyncpg.Record) -> None:
+        try:
+            self._sealer.check(row["leaf"], kind=row["kind"], subject=row["subject"])
+        except KekVersionUnavailableError:
+            # Another replica sealed with a key that this one has not read yet.
+            await self._keyring.reload()
+            self._sealer.check(row["leaf"], kind=row["kind"], subject=row["subject"])
 
     @override
     def on_change(self, wake: Callable[[], None]) -> None:
@@ -114,17 +147,6 @@ class PostgresFeed(AuthorityFeed):
     def _wake_all(self) -> None:
         for wake in self._wakes:
             wake()
-
-
-def _change(row: asyncpg.Record) -> IndexedEntry:
-    try:
-        return IndexedEntry(row["audit_index"], decode_leaf(row["leaf"]))
-    except CanonicalFormError:
-        # Watchers cannot be told what changed, so they must not be told that nothing did: without an echo they stop.
-        message = (
-            "an entry of the audit log cannot be read; nobody is told of changes until an operator has looked at it"
-        )
-        raise AuthorityForgedError(message, row_id="audit_entries", audit_index=row["audit_index"]) from None
 
 
 class PostgresWatcherRegistry(WatcherRegistry):
