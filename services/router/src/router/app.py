@@ -150,7 +150,7 @@ async def _open_custody(base: _Base, stack: contextlib.AsyncExitStack) -> _Custo
     )
     stack.push_async_callback(client.aclose)
     watch = AuthorityWatch(
-        stub,
+        lambda: _watch_connection(base, settings),
         authority,
         holder=base.holder,
         clock=base.clock,
@@ -305,6 +305,12 @@ def _call_limits(settings: Settings) -> CallLimits:
         hold_margin=settings.hold.margin,
         hold_ttl_max=settings.hold.ttl_max,
     )
+
+
+@contextlib.asynccontextmanager
+async def _watch_connection(base: _Base, peer: PeerSettings) -> AsyncIterator[LeaseServiceStub]:
+    async with contextlib.AsyncExitStack() as stack:
+        yield LeaseServiceStub(await _channel(base, peer, stack))
 
 
 async def _channel(base: _Base, peer: PeerSettings, stack: contextlib.AsyncExitStack) -> RotatingChannel:

@@ -46,8 +46,8 @@ class KeyVaultSettings(PeerSettings):
     """How often a lease may arrive that a newer change has ended already."""
     ping_interval: PositiveDuration = timedelta(seconds=1)
     """How often contact is proved."""
-    silence_max: PositiveDuration = timedelta(seconds=5)
-    """After this without a word the watch is opened anew."""
+    silence_max: PositiveDuration = timedelta(seconds=2)
+    """After this without an echo another watch is opened; below KeyVault's partition bound, contact does not lapse."""
     reconnect_delay: PositiveDuration = timedelta(milliseconds=200)
     """Pause before a broken watch is opened anew."""
 
