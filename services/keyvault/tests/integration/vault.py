@@ -14,6 +14,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 
 from byok.keyvault.v1 import (
+    emergency_service_pb2,
+    emergency_service_pb2_grpc,
     key_service_pb2,
     key_service_pb2_grpc,
     lease_pb2,
@@ -95,6 +97,59 @@ def revoke_request(key_id: str, **fields: Any) -> key_service_pb2.RevokeKeyReque
     """Return a request to revoke a key."""
     usual: dict[str, Any] = {"request_id": new_id(), "acting_for": owner(), "actor": "test", "key_id": key_id}
     return key_service_pb2.RevokeKeyRequest(**(usual | fields))
+
+
+def member(organization_id: str = "org-1", owner_id: str = "owner-1") -> account_pb2.Principal:
+    """Return an owner who is asserted to be a member of an organization."""
+    return account_pb2.Principal(owner_id=owner_id, organization_ids=[organization_id])
+
+
+def share_request(key_id: str, agent_id: str = "agent-1", **fields: Any) -> key_service_pb2.ShareKeyRequest:
+    """Return a request to share a key of the organization with an agent, for guardrails."""
+    usual: dict[str, Any] = {
+        "request_id": new_id(),
+        "acting_for": member(),
+        "actor": "test",
+        "key_id": key_id,
+        "agent_id": agent_id,
+        "operations": [GUARDRAIL],
+    }
+    return key_service_pb2.ShareKeyRequest(**(usual | fields))
+
+
+def unshare_request(key_id: str, agent_id: str = "agent-1", **fields: Any) -> key_service_pb2.UnshareKeyRequest:
+    """Return a request to end a share."""
+    usual: dict[str, Any] = {
+        "request_id": new_id(),
+        "acting_for": member(),
+        "actor": "test",
+        "key_id": key_id,
+        "agent_id": agent_id,
+    }
+    return key_service_pb2.UnshareKeyRequest(**(usual | fields))
+
+
+def halt_request(scope: emergency_service_pb2.HaltScope, **fields: Any) -> emergency_service_pb2.HaltRequest:
+    """Return an operator's request to halt a scope."""
+    usual: dict[str, Any] = {
+        "request_id": new_id(),
+        "acting_for": account_pb2.Principal(operator_id="op"),
+        "actor": "test",
+        "scope": scope,
+        "reason": "a test",
+    }
+    return emergency_service_pb2.HaltRequest(**(usual | fields))
+
+
+def resume_request(halt_id: str, **fields: Any) -> emergency_service_pb2.ResumeRequest:
+    """Return an operator's request to end a halt."""
+    usual: dict[str, Any] = {
+        "request_id": new_id(),
+        "acting_for": account_pb2.Principal(operator_id="op"),
+        "actor": "test",
+        "halt_id": halt_id,
+    }
+    return emergency_service_pb2.ResumeRequest(**(usual | fields))
 
 
 @dataclass
@@ -197,6 +252,29 @@ class Vault:
         """Create a key and report that it works."""
         created = await (await self.keys()).CreateKey(create_request(**fields))
         return await (await self.router()).validate(created.key.key_id)
+
+    async def emergency(self, role: str = "operator") -> Any:
+        """Return an EmergencyService stub."""
+        return emergency_service_pb2_grpc.EmergencyServiceStub(await self.channel(role))
+
+    async def organization_key(self, organization_id: str = "org-1", **fields: Any) -> provider_key_pb2.ProviderKey:
+        """Create a key of an organization and report that it works."""
+        usual: dict[str, Any] = {
+            "acting_for": member(organization_id),
+            "scope": provider_key_pb2.KEY_SCOPE_ORGANIZATION,
+            "organization_id": organization_id,
+        }
+        return await self.working_key(**(usual | fields))
+
+    async def shared_key(
+        self, agent_id: str = "agent-1", organization_id: str = "org-1", **fields: Any
+    ) -> provider_key_pb2.ProviderKey:
+        """Create a key of an organization and share it with a new agent of it."""
+        await self.bind(agent_id, account=account_pb2.Account(organization_id=organization_id))
+        key = await self.organization_key(organization_id, **fields)
+        request = share_request(key.key_id, agent_id, acting_for=member(organization_id))
+        await (await self.keys()).ShareKey(request)
+        return key
 
     async def principal_of(self, key_id: str) -> account_pb2.Principal:
         """Return somebody who may act on a key."""
