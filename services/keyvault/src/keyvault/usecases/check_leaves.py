@@ -18,6 +18,14 @@ REMEMBERED_HASHES: Final = 65_536
 """Newest leaf hashes that are remembered. A leaf that comes again among them was copied: its salt was drawn once."""
 
 
+class _KeyUnknownError(Exception):
+    """A leaf is sealed with a key that this process does not have yet."""
+
+    def __init__(self, audit_index: int) -> None:
+        super().__init__("the key of a leaf is unknown")
+        self.audit_index = audit_index
+
+
 class CheckLeaves:
     """The check of one process. `hold` what was signed over, so that a copy of it is told."""
 
@@ -36,15 +44,13 @@ class CheckLeaves:
             AuditLogCorruptError: an entry is missing, edited, not this service's, or a copy.
         """
         try:
-            return self._check(rows, first_index, seen)
-        except KekVersionUnavailableError:
+            hashes = self._check(rows, first_index, seen)
+        except _KeyUnknownError:
             # Another replica sealed with a key that this one has not read yet.
             await self._keyring.reload()
-        try:
-            return self._check(rows, first_index, seen)
-        except KekVersionUnavailableError:
-            message = "a leaf names a key that there is not"
-            raise AuditLogCorruptError(message, finding="LEAF_FORGED", audit_index=first_index) from None
+            hashes = self._checked_again(rows, first_index, seen)
+        seen.update(hashes)
+        return hashes
 
     def hold(self, hashes: Sequence[bytes]) -> None:
         """Remember what is part of a signed tree now."""
@@ -53,14 +59,22 @@ class CheckLeaves:
         while len(self._order) > REMEMBERED_HASHES:
             self._held.discard(self._order.popleft())
 
-    def _check(self, rows: Sequence[StoredLeaf], first_index: int, seen: set[bytes]) -> list[bytes]:
-        hashes = []
-        for audit_index, row in enumerate(rows, start=first_index):
-            hashes.append(self._hash_of(row, audit_index, seen))
-        seen.update(hashes)
-        return hashes
+    def _checked_again(self, rows: Sequence[StoredLeaf], first_index: int, seen: set[bytes]) -> list[bytes]:
+        try:
+            return self._check(rows, first_index, seen)
+        except _KeyUnknownError as error:
+            raise _bad("a leaf names a key that there is not", "LEAF_FORGED", error.audit_index) from None
 
-    def _hash_of(self, row: StoredLeaf, audit_index: int, seen: set[bytes]) -> bytes:
+    def _check(self, rows: Sequence[StoredLeaf], first_index: int, seen: set[bytes]) -> list[bytes]:
+        hashes: dict[bytes, None] = {}
+        for audit_index, row in enumerate(rows, start=first_index):
+            computed = self._hash_of(row, audit_index)
+            if computed in hashes or computed in seen or computed in self._held:
+                raise _bad("a leaf stands in the log a second time", "LEAF_FORGED", audit_index)
+            hashes[computed] = None
+        return list(hashes)
+
+    def _hash_of(self, row: StoredLeaf, audit_index: int) -> bytes:
         if row.audit_index != audit_index:
             raise _bad("an entry is missing", "LEAF_MISSING", audit_index)
         if self._accepted.get(audit_index) == row.leaf_hash:
@@ -72,8 +86,8 @@ class CheckLeaves:
             self._sealer.check(row.leaf, kind=row.kind, subject=row.subject)
         except AuditLogCorruptError as error:
             raise _bad(str(error), str(error.facts["finding"]), audit_index) from None
-        if computed in self._held or computed in seen:
-            raise _bad("a leaf stands in the log a second time", "LEAF_FORGED", audit_index)
+        except KekVersionUnavailableError:
+            raise _KeyUnknownError(audit_index) from None
         return computed
 
 

@@ -19,7 +19,7 @@ from keyvault.domain.errors import AuditLogCorruptError
 from keyvault.ports import StoredLeaf
 from servicekit.errors import UnavailableError
 from transparency.errors import CheckpointInvalidError
-from transparency.tiles import GrowingTree, edge_tiles
+from transparency.tiles import TILE_WIDTH, GrowingTree, TileId, edge_tiles
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Sequence
@@ -85,7 +85,8 @@ class IntegrateLog:
             UnavailableError: the store is away.
         """
         async with self._passing:
-            return await self._watched(self._follow())
+            state = await self._store.state()
+            return await self._watched(state, self._resume(state) if state.note else self._integrate(state))
 
     async def covering(self, audit_index: int) -> SignedCheckpoint:
         """Return a checkpoint that covers `audit_index`, which is in the log; made now if need be.
@@ -97,7 +98,8 @@ class IntegrateLog:
         async with self._passing:
             if self._newest is not None and self._newest.size >= audit_index:
                 return self._newest
-            newest = await self._watched(self._integrate(await self._store.state()))
+            state = await self._store.state()
+            newest = await self._watched(state, self._integrate(state))
         if newest.size < audit_index:
             raise AuditLogCorruptError("the log lost its end", finding="TRUNCATED", audit_index=newest.size + 1)
         return newest
@@ -108,10 +110,10 @@ class IntegrateLog:
             state = await self._store.state()
             self.uncovered = state.head - state.size
             is_due = not state.note or (state.age >= interval and not state.size == state.head == state.last_entry)
-            await self._watched(self._integrate(state) if is_due else self._resume(state))
+            await self._watched(state, self._integrate(state) if is_due else self._resume(state))
 
-    async def _watched(self, work: Awaitable[SignedCheckpoint]) -> SignedCheckpoint:
-        """Return what `work` does; what it finds wrong is reported once, until it was something else or nothing."""
+    async def _watched(self, state: TreeState, work: Awaitable[SignedCheckpoint]) -> SignedCheckpoint:
+        """Return what `work` does; what it finds wrong is reported once, until something else is, or nothing."""
         try:
             newest = await work
         except AuditLogCorruptError as error:
@@ -121,16 +123,13 @@ class IntegrateLog:
                     await self._report(f"audit_entries/{found[1]}", error)
                 self._found = found
             raise
-        self._found = None
+        if newest.size >= state.head:
+            self._found = None
         return newest
-
-    async def _follow(self) -> SignedCheckpoint:
-        state = await self._store.state()
-        return await (self._resume(state) if state.note else self._integrate(state))
 
     async def _resume(self, state: TreeState) -> SignedCheckpoint:
         """Take the newest stored checkpoint for what it says, once it is proved, and stand where it stands."""
-        if self._newest is not None and state.note == self._newest.note:
+        if self._newest is not None and (state.size, state.note) == (self._newest.size, self._newest.note):
             return self._newest
         if self._newest is not None and state.size < self._newest.size:
             message = "the log was rolled back behind a checkpoint that was signed"
@@ -138,10 +137,8 @@ class IntegrateLog:
         signed = await self._opened(state.note)
         if signed.size != state.size:
             raise _forked("a checkpoint stands at another size than it says", state.size)
-        tree = await self._tree_at(signed)
-        if self._newest is not None:
-            await self._prove.ensure_continued(self._newest.checkpoint, signed.checkpoint)
-        self._newest, self._tree = signed, tree
+        self._tree = await self._tree_at(signed)
+        self._newest = signed
         return signed
 
     async def _opened(self, note: str) -> SignedCheckpoint:
@@ -165,6 +162,9 @@ class IntegrateLog:
             raise _forked("the edge of the tree is not complete", signed.size) from None
         if tree.root() != signed.checkpoint.root:
             raise _forked("the tree does not have the root that was signed", signed.size)
+        if self._newest is not None:
+            await self._prove.ensure_continued(self._newest.checkpoint, signed.checkpoint)
+        self._check.hold(edge.get(TileId(0, signed.size // TILE_WIDTH), ()))
         return tree
 
     async def _integrate(self, state: TreeState) -> SignedCheckpoint:
