@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
-from byok.keyvault.v1 import audit_service_pb2, exposure_service_pb2, key_service_pb2, lease_service_pb2
+from byok.keyvault.v1 import (
+    audit_service_pb2,
+    emergency_service_pb2,
+    exposure_service_pb2,
+    key_service_pb2,
+    lease_service_pb2,
+)
 from keyvault.domain.audit_log import EntryKind, decode_leaf
 from servicekit.channels import open_channel
 from services.keyvault.tests.integration.vault import name, refusal
@@ -23,6 +29,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 SERVICES = (
     key_service_pb2.DESCRIPTOR.services_by_name["KeyService"],
     lease_service_pb2.DESCRIPTOR.services_by_name["LeaseService"],
+    emergency_service_pb2.DESCRIPTOR.services_by_name["EmergencyService"],
     exposure_service_pb2.DESCRIPTOR.services_by_name["ExposureService"],
     audit_service_pb2.DESCRIPTOR.services_by_name["AuditService"],
 )
@@ -36,6 +43,17 @@ ALLOWED = {
     "RevokeKey": KEYS,
     "GetSubmissionKey": KEYS,
     "BindAgent": frozenset({"metering"}),
+    "ShareKey": KEYS,
+    "UnshareKey": KEYS,
+    "ListShares": KEYS,
+    "Halt": KEYS,
+    "Resume": KEYS,
+    "ListHalts": KEYS,
+    "ListCandidates": frozenset({"router"}),
+    "EraseOwner": frozenset({"edge", "metering", "operator"}),
+    "GetErasure": frozenset({"edge", "metering", "operator"}),
+    "FindDuplicates": KEYS,
+    "ClaimKeysForValidation": frozenset({"router"}),
     "AcquireLeases": frozenset({"router"}),
     "ReportOutcomes": frozenset({"router"}),
     "ReportValidation": frozenset({"router"}),
