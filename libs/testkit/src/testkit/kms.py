@@ -76,6 +76,10 @@ class EmbeddedKms:
         answer = self.client().create_key(MultiRegion=is_multi_region)
         return str(answer["KeyMetadata"]["Arn"])
 
+    def front(self) -> "KmsFront":
+        """Return a front before this server, which can be shut and told to answer with errors."""
+        return KmsFront(self)
+
     def client(self) -> Any:
         """Return a client with credentials of its own."""
         return botocore.session.Session().create_client(
@@ -94,20 +98,25 @@ class KmsFront:
         """Hand on to `server` what is not answered here."""
         self._server = server
         self._runner: web.AppRunner | None = None
-        self.endpoint_url = ""
+        self._port = 0
         self.faults: list[tuple[int, str]] = []
         """Status and code of the answers to the next requests."""
         self.requests: list[tuple[str, dict[str, Any]]] = []
         """Operations that were asked for, and with what."""
 
+    @property
+    def endpoint_url(self) -> str:
+        """Return where it answers."""
+        return f"http://127.0.0.1:{self._port}"
+
     async def __aenter__(self) -> Self:
-        """Start."""
+        """Start; after a stop, on the old port."""
         app = web.Application()
         app.router.add_post("/", self._handle)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        self.endpoint_url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+        await web.TCPSite(self._runner, "127.0.0.1", self._port, reuse_address=True).start()
+        self._port = self._runner.addresses[0][1]
         return self
 
     async def __aexit__(

@@ -37,7 +37,9 @@ class PostgresSettings(SettingsGroup):
     """Pause before LISTEN is tried on a new connection."""
 
 
-_VaultPath = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$", max_length=256)]
+_VaultPath = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*$", max_length=256)
+]
 
 
 class Pkcs11Settings(SettingsGroup):
@@ -72,7 +74,7 @@ class VaultTransitSettings(SettingsGroup):
     """`https://host:port`; plain http is for an agent on this machine."""
     namespace: _VaultPath | None = None
     mount: _VaultPath = "transit"
-    key: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$", max_length=128)]
+    key: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$", max_length=128)]
     ca_file: Path | None = None
     """The authority of the server's certificate, when the machine does not know it."""
     auth: Literal["token", "approle", "kubernetes"] = "token"
@@ -89,12 +91,12 @@ class VaultTransitSettings(SettingsGroup):
 
     @model_validator(mode="after")
     def _needs_what_it_logs_in_with(self) -> Self:
-        needed = {
+        needed: dict[str, dict[str, object]] = {
             "token": {"token_file": self.token_file},
             "approle": {"role": self.role, "secret_id_file": self.secret_id_file},
             "kubernetes": {"role": self.role},
-        }[self.auth]
-        missing = ", ".join(name for name, value in needed.items() if value is None)
+        }
+        missing = ", ".join(name for name, value in needed[self.auth].items() if value is None)
         if missing:
             message = f"auth {self.auth} needs {missing}"
             raise ValueError(message)

@@ -172,6 +172,7 @@ class VaultKit:
         login: TokenFileLogin | RoleLogin | None = None,
         asked: Attempts | None = None,
         namespace: str | None = None,
+        ca_file: Path | None = None,
     ) -> RootKey:
         """Return a root key, elsewhere or by another login if so said."""
         options = VaultTransitOptions(
@@ -180,6 +181,7 @@ class VaultKit:
             login=login or TokenFileLogin(token_file=self.token_file),
             mount=self.mount,
             namespace=namespace,
+            ca_file=ca_file,
         )
         return await self._stack.enter_async_context(open_vault_transit(options, attempts=asked or attempts()))
 

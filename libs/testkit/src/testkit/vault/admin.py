@@ -1,7 +1,9 @@
 """Sets up a Vault, an OpenBao or the fake over its HTTP API, as an operator would."""
 
 import json
+import ssl
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -12,10 +14,11 @@ from testkit.errors import TestkitError
 class VaultAdmin:
     """Somebody with a token that may do everything."""
 
-    def __init__(self, address: str, token: str, *, namespace: str | None = None) -> None:
-        """Act at `address`, in `namespace`."""
+    def __init__(self, address: str, token: str, *, namespace: str | None = None, ca_file: Path | None = None) -> None:
+        """Act at `address`, in `namespace`; believe certificates of `ca_file`."""
         self.address = address.rstrip("/")
         self._headers = {"X-Vault-Token": token, "X-Vault-Request": "true"}
+        self._tls = True if ca_file is None else ssl.create_default_context(cafile=ca_file)
         if namespace is not None:
             self._headers["X-Vault-Namespace"] = namespace
 
@@ -69,7 +72,7 @@ class VaultAdmin:
         url = f"{self.address}/v1/{path}"
         async with (
             aiohttp.ClientSession(headers=self._headers) as session,
-            session.request(method, url, json=body) as response,
+            session.request(method, url, json=body, ssl=self._tls) as response,
         ):
             content = await response.read()
             if not response.ok:

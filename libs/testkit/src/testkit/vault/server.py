@@ -8,6 +8,7 @@ import asyncio
 import fnmatch
 import json
 import secrets
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -47,8 +48,9 @@ class _Answer(Exception):  # noqa: N818 (not an error: how a handler answers ear
 class FakeVault:
     """A server on a loopback port."""
 
-    def __init__(self) -> None:
-        """Start with nothing but a root token."""
+    def __init__(self, *, tls: ssl.SSLContext | None = None) -> None:
+        """Start with nothing but a root token; speak TLS if given what for."""
+        self._tls = tls
         self.token = "hvs.canary" + secrets.token_hex(12)
         self.requests: list[str] = []
         self.is_sealed = False
@@ -67,7 +69,8 @@ class FakeVault:
     @property
     def address(self) -> str:
         """Return where it answers."""
-        return f"http://127.0.0.1:{self._port}"
+        scheme, host = ("http", "127.0.0.1") if self._tls is None else ("https", "localhost")
+        return f"{scheme}://{host}:{self._port}"
 
     async def __aenter__(self) -> Self:
         """Start; after a stop, on the old port."""
@@ -75,7 +78,7 @@ class FakeVault:
         app.router.add_route("*", "/v1/{path:.*}", self._handle)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self._port, reuse_address=True)
+        site = web.TCPSite(self._runner, "127.0.0.1", self._port, reuse_address=True, ssl_context=self._tls)
         await site.start()
         self._port = self._runner.addresses[0][1]
         return self
@@ -87,6 +90,14 @@ class FakeVault:
         self._held.set()
         if self._runner is not None:
             await self._runner.cleanup()
+
+    def forget_tokens(self) -> int:
+        """End every token but the root's, as time does, and return how many that were."""
+        ended = 0
+        for space in self._namespaces.values():
+            ended += len(space.tokens) - 1
+            space.tokens = {self.token: [_ROOT]}
+        return ended
 
     def hold(self) -> None:
         """Take requests, and answer none until `let_go`."""
