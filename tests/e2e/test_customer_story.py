@@ -118,7 +118,7 @@ async def test_the_same_request_is_bought_once(customer: Customer, simulator_con
 @pytest.mark.parametrize(
     ("fault", "reason", "state"),
     [
-        ("bad_key", "PROVIDER_KEY_REJECTED", provider_key_pb2.KEY_STATE_INVALID),
+        ("bad_key", "PROVIDER_KEY_REJECTED", provider_key_pb2.KEY_STATE_FAILING),
         ("no_credit", "PROVIDER_NO_CREDIT", provider_key_pb2.KEY_STATE_NO_CREDIT),
         ("content_refused", "CONTENT_REFUSED", provider_key_pb2.KEY_STATE_ACTIVE),
     ],
