@@ -8,6 +8,7 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 import pytest
+from typing_extensions import override
 
 from keyvault.adapters.memory import MemoryKeyringStore
 from keyvault.adapters.root_keys.file import FileRootKey, read_root_key
@@ -15,6 +16,7 @@ from keyvault.domain.errors import (
     KekVersionUnavailableError,
     KeyringStateError,
     KeyringUnusableError,
+    RootKeyUnavailableError,
     RootKeyUnusableError,
 )
 from keyvault.domain.keyring import (
@@ -160,6 +162,49 @@ async def test_a_purpose_that_was_lost_is_not_made_anew(lost: KeyPurpose) -> Non
     store.records = [record for record in await wrap_new_keys("test", KeyPurpose, ROOT) if record.purpose is not lost]
     with pytest.raises(KeyringUnusableError):
         await HoldKeyring(store, root=ROOT, deployment="test").unlock()
+
+
+class RootAway(FileRootKey):
+    """A root key that can be away."""
+
+    is_away = False
+
+    @override
+    async def unwrap(self, wrapped: bytes, associated_data: bytes) -> Secret:
+        if self.is_away:
+            raise RootKeyUnavailableError("away")
+        return await super().unwrap(wrapped, associated_data)
+
+
+async def test_a_state_changes_while_the_root_key_is_away() -> None:
+    """A version that was unwrapped before is disabled at once; only one that is new needs the root key."""
+    store, root = MemoryKeyringStore(), RootAway(Secret(bytes(range(32))))
+    holder = HoldKeyring(store, root=root, deployment="test")
+    await holder.unlock()
+    store.set_state(KeyPurpose.KEK, 1, KeyState.DECRYPT_ONLY)
+    await store.create([await wrap_key("test", draw_key(KeyPurpose.KEK, version=2), root)])
+    await holder.reload()
+    root.is_away = True
+    store.set_state(KeyPurpose.KEK, 1, KeyState.DISABLED)
+    ring = await holder.reload()
+    assert ring.primary_kek().version == 2
+    with pytest.raises(KekVersionUnavailableError):
+        ring.kek(1)
+    store.set_state(KeyPurpose.KEK, 2, KeyState.DECRYPT_ONLY)
+    await store.create([await wrap_key("test", draw_key(KeyPurpose.KEK, version=3), root)])
+    with pytest.raises(RootKeyUnavailableError):
+        await holder.reload()
+    assert holder.current() is ring
+
+
+async def test_a_key_that_was_exchanged_is_unwrapped_anew() -> None:
+    """What is remembered is the wrapped key, not its place: other bytes in the row are looked at, and refused."""
+    store = MemoryKeyringStore()
+    holder = HoldKeyring(store, root=ROOT, deployment="test")
+    await holder.unlock()
+    store.records[0] = replace(store.records[0], wrapped_key=store.records[1].wrapped_key)
+    with pytest.raises(RootKeyUnusableError):
+        await holder.reload()
 
 
 async def test_replicas_that_start_together_hold_one_ring() -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from keyvault.domain.keyring import KeyPurpose, KeyringKey, KeyringRecord
     from keyvault.ports import KeyringStore, RootKey
+    from servicekit.secrets import Secret
 
 
 async def wrap_key(deployment: str, key: KeyringKey, root: RootKey) -> KeyringRecord:
@@ -46,21 +47,31 @@ async def unwrap_records(deployment: str, records: Iterable[KeyringRecord], root
         RootKeyUnavailableError: where the root key lives cannot be reached in time, or refuses.
         KeyringUnusableError: a purpose has no primary version, or more than one.
     """
+    held = held_records(records)
+    return unlock(deployment, zip(held, await unwrap_keys(deployment, held, roots), strict=True))
+
+
+def held_records(records: Iterable[KeyringRecord]) -> list[KeyringRecord]:
+    """Return the records that hold a key: a DESTROYED version has none left."""
+    return [record for record in records if record.state is not KeyState.DESTROYED]
+
+
+async def unwrap_keys(deployment: str, records: Iterable[KeyringRecord], roots: Iterable[RootKey]) -> list[Secret]:
+    """Return what each of `records` holds, all asked for at once. Raises as `unwrap_records` does."""
     by_id = {root.root_key_id: root for root in roots}
-    held = [record for record in records if record.state is not KeyState.DESTROYED]
-    foreign = next((record.root_key_id for record in held if record.root_key_id not in by_id), None)
+    asked = list(records)
+    foreign = next((record.root_key_id for record in asked if record.root_key_id not in by_id), None)
     if foreign is not None:
         message = "the keyring was wrapped by another root key; mount that one"
         raise RootKeyUnusableError(message, root_key_id=foreign)
-    keys = await asyncio.gather(
+    return await asyncio.gather(
         *(
             by_id[record.root_key_id].unwrap(
                 record.wrapped_key, record_associated_data(deployment, record.purpose, record.version)
             )
-            for record in held
+            for record in asked
         )
     )
-    return unlock(deployment, zip(held, keys, strict=True))
 
 
 class HoldKeyring(KeyringSource):
@@ -78,6 +89,8 @@ class HoldKeyring(KeyringSource):
         self._next_root = next_root
         self._deployment = deployment
         self._ring: Keyring | None = None
+        # What was unwrapped before, so that a change of a state is in force while the root key is away.
+        self._keys: dict[tuple[int, int, bytes], Secret] = {}
         self._reloading = asyncio.Lock()
 
     @property
@@ -118,8 +131,19 @@ class HoldKeyring(KeyringSource):
             if self._ring is not None and self._ring is not seen:
                 # Somebody reloaded while this call waited: many leases that miss one version make one reload.
                 return self._ring
-            roots = [root for root in (self._root, self._next_root) if root is not None]
-            ring = await unwrap_records(self._deployment, await self._store.load(), roots)
+            ring = unlock(self._deployment, await self._unwrap(held_records(await self._store.load())))
             ring.check_primary_kek()
             self._ring = ring
         return ring
+
+    async def _unwrap(self, records: list[KeyringRecord]) -> list[tuple[KeyringRecord, Secret]]:
+        roots = [root for root in (self._root, self._next_root) if root is not None]
+        new = [record for record in records if _place(record) not in self._keys]
+        fresh = await unwrap_keys(self._deployment, new, roots)
+        known = self._keys | {_place(record): key for record, key in zip(new, fresh, strict=True)}
+        self._keys = {_place(record): known[_place(record)] for record in records}
+        return [(record, known[_place(record)]) for record in records]
+
+
+def _place(record: KeyringRecord) -> tuple[int, int, bytes]:
+    return (int(record.purpose), record.version, record.wrapped_key)
