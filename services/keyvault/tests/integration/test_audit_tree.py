@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import grpc
 import pytest
+from typing_extensions import override
 
 from byok.keyvault.v1 import audit_service_pb2, audit_service_pb2_grpc
-from keyvault.adapters.postgres.pool import PostgresOptions, open_database
+from keyvault.adapters.postgres.pool import Database, PostgresOptions, open_database
 from keyvault.adapters.postgres.tree import PostgresTree
 from keyvault.domain.audit_log import AuditEntry, EntryKind, leaf_hash
 from keyvault.domain.keyring import KeyPurpose, Keyring, KeyringKey, KeyState
@@ -36,7 +37,6 @@ from transparency.tiles import TileId
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-    from keyvault.adapters.postgres.pool import Database
     from services.keyvault.tests.integration.vault import Vault
     from transparency.tiles import FullTile
 
@@ -121,7 +121,7 @@ async def proves_everywhere(log: FilledLog, indexes: Sequence[int]) -> None:
 
 
 async def test_a_large_log_is_integrated_and_proved_at_every_edge(filled: FilledLog) -> None:
-    """One entry short of a tile of tiles, then full, then one over: tiles of two levels, and proofs from all of them."""
+    """One entry short of a tile of tiles, then full, then one over: two levels of tiles, proofs from all."""
     await filled.fill(LARGE - 1)
     first = replica(filled.database)
     await first.covering(1)
@@ -131,9 +131,7 @@ async def test_a_large_log_is_integrated_and_proved_at_every_edge(filled: Filled
         await filled.fill(1)
         await proves_everywhere(filled, [1, 255, 256, 257, LARGE - 256, LARGE - 1, len(filled.hashes)])
     assert (await first.covering(len(filled.hashes))).checkpoint.root == root_of(filled.hashes)
-    tiles = await filled.database.fetch(
-        "SELECT level, count(*) AS tiles FROM audit_tiles GROUP BY level ORDER BY level"
-    )
+    tiles = await filled.database.fetch("SELECT level, count(*) FROM audit_tiles GROUP BY level ORDER BY level")
     assert [tuple(row) for row in tiles] == [(0, 256), (1, 1)]
     # A proof is made of tiles alone: entries below the last full one may be dropped.
     connection = await asyncpg.connect(filled.dsn)
@@ -161,6 +159,7 @@ async def die(dsn: str) -> None:
     """Integrate up to the checkpoint, and die where it would be written."""
 
     class DyingTree(PostgresTree):
+        @override
         async def put_tiles(self, tiles: Sequence[FullTile]) -> list[TileId]:
             conflicts = await super().put_tiles(tiles)
             signal.raise_signal(signal.SIGKILL)
