@@ -9,6 +9,7 @@ import grpc
 import pytest
 import pytest_asyncio
 from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc.error_details_pb2 import BadRequest
 
 from byok.keyvault.v1 import (
     exposure_service_pb2,
@@ -71,7 +72,7 @@ async def thief(shared_vault: Vault) -> AsyncIterator[tuple[str, RouterProcess]]
     caller = f"spiffe://byok.local/ns/{name('ns')}/sa/router"
     tls = shared_vault.ca.issue("router", uri=caller)
     async with open_channel(f"localhost:{shared_vault.port}", tls, server_name="localhost") as channel:
-        yield caller, RouterProcess(lease_service_pb2_grpc.LeaseServiceStub(channel))
+        yield caller, RouterProcess(shared_vault, lease_service_pb2_grpc.LeaseServiceStub(channel))
 
 
 async def test_what_a_stolen_router_leased_is_found_and_nothing_else(
@@ -136,4 +137,6 @@ async def test_an_interval_that_does_not_fit_is_refused(
     now = SystemClock().now()
     error = await refusal(exposed(shared_vault, now + start, now + end))
     assert error.code == grpc.StatusCode.INVALID_ARGUMENT
-    assert [violation.reason for violation in error.violations] == [reason]
+    bad = BadRequest()
+    assert any(detail.Unpack(bad) for detail in error.details)
+    assert [each.reason for each in bad.field_violations] == [reason]  # type: ignore[attr-defined]  # newer than the stubs

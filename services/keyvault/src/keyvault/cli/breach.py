@@ -30,6 +30,7 @@ from byok.keyvault.v1 import (
 )
 from byok.type.v1 import account_pb2
 from keyvault.cli.breach_report import Facts, report_of
+from keyvault.cli.halts import scope_of
 from keyvault.cli.operators import DONE, FOUND, Operator, UsageError, say
 from servicekit.clock import SystemClock
 
@@ -229,20 +230,6 @@ async def exposed_keys(case: Case, operator: Operator) -> list[exposure_service_
     request.end_time.FromDatetime(_time(case.contain_time))
     stub = operator.stub(exposure_service_pb2_grpc.ExposureServiceStub)
     return [key async for answer in stub.ListExposedKeys(request) for key in answer.keys]
-
-
-def scope_of(words: str) -> emergency_service_pb2.HaltScope:
-    """Return the scope in `everything`, `platform`, or `provider|organization|owner|agent:ID`. Raises UsageError."""
-    kind, _, name = words.partition(":")
-    scope = emergency_service_pb2.HaltScope()
-    if kind in {"everything", "platform"} and not name:
-        setattr(scope, kind, True)
-        return scope
-    fields = {"provider": "provider", "organization": "organization_id", "owner": "owner_id", "agent": "agent_id"}
-    if kind not in fields or not name:
-        raise UsageError("name a scope: everything, platform, provider:…, organization:…, owner:… or agent:…")
-    setattr(scope, fields[kind], name)
-    return scope
 
 
 def _write_exposed(folder: Path, keys: list[exposure_service_pb2.ExposedKey]) -> None:
