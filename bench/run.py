@@ -28,6 +28,7 @@ from bench.parts.flush import measure_flush
 from bench.parts.keyvault import measure_keyvault
 from bench.parts.memory import measure_memory
 from bench.parts.metering import measure_metering
+from bench.parts.root_keys import measure_root_keys
 from bench.parts.router import measure_router, missing_peers
 from bench.peers.running import Peer, installed, open_peer
 from bench.room import FULL, QUICK, Room
@@ -71,6 +72,7 @@ async def _with_peers(room: Room, suite: Suite) -> list[Row]:
 _PARTS: Final[dict[str, Callable[[Room, Suite], Awaitable[list[Row]]]]] = {
     "floors": measure_floors,
     "keyvault": measure_keyvault,
+    "root_keys": measure_root_keys,
     "metering": measure_metering,
     "flush": measure_flush,
     "router": _with_peers,

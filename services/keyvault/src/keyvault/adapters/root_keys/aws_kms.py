@@ -42,7 +42,7 @@ _CONTEXT_NAME: Final = "byok:associated-data-sha256"
 # KMS makes some 180 bytes of 32; what is far longer was not made by it, and is not sent to it.
 _WRAPPED_BYTES_MAX: Final = 1024
 # Unwrapping a keyring asks for all its versions at once; more at a time would only be throttled.
-_CALLS_AT_ONCE: Final = 4
+_CALLS_AT_ONCE: Final = 8
 _PROBE: Final = b"byok/root-key/v1/probe".ljust(KEY_BYTES, b".")
 _REFUSED_BYTES: Final = (
     "AWS KMS refuses the wrapped key ({}); it was made by another key, for another deployment, or changed: check both, "

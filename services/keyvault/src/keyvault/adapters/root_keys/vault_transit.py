@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 _WRAPPED: Final = re.compile(rb"vault:v[1-9][0-9]{0,8}:([A-Za-z0-9+/]+={0,2})")
 _WRAPPED_BYTES_MAX: Final = 1024
 _ANSWER_BYTES_MAX: Final = 64 * 1024
-_CALLS_AT_ONCE: Final = 4
+_CALLS_AT_ONCE: Final = 8
 _IDLE: Final = timedelta(seconds=15)
 _PROBE: Final = bytes(KEY_BYTES)
 # Statuses that may be others in a moment: no leader, an index that is behind, a quota, sealed, something between.
