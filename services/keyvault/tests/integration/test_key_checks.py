@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from byok.keyvault.v1 import key_service_pb2, lease_service_pb2, provider_key_pb2
+from byok.keyvault.v1 import emergency_service_pb2, key_service_pb2, lease_service_pb2, provider_key_pb2
 from byok.type.v1 import account_pb2
 from keyvault.domain.audit_log import EntryKind, decode_leaf
 from keyvault.settings import HealthSettings, KeySettings
@@ -16,9 +16,12 @@ from services.keyvault.tests.integration.test_bad_input import violations
 from services.keyvault.tests.integration.vault import (
     SECRET,
     create_request,
+    halt_request,
+    member,
     name,
     owner,
     refusal,
+    resume_request,
     revoke_request,
 )
 from testkit.waiting import eventually
@@ -96,7 +99,7 @@ async def test_an_invalid_key_finds_back_without_its_owner(start_vault: Callable
     key = await vault.working_key()
     rejected, valid = lease_service_pb2.VALIDATION_VERDICT_REJECTED, lease_service_pb2.VALIDATION_VERDICT_VALID
     await router.validate(key.key_id, verdict=rejected)
-    waits = []
+    waits, state = [], provider_key_pb2.KEY_STATE_INVALID
     for verdict in (rejected, rejected, rejected, valid):
         await make_due(vault)
         (result,) = (await claim(router)).results
@@ -110,10 +113,11 @@ async def test_an_invalid_key_finds_back_without_its_owner(start_vault: Callable
             verdict=verdict,
         )
         after = (await router.leases.ReportValidation(request)).key
+        state = after.state
         await planned(vault)
         (row,) = await vault.sql("SELECT next_check_time FROM agent_ai_key_checks")
         waits.append((row[0] - after.validate_time.ToDatetime(tzinfo=row[0].tzinfo)) / timedelta(minutes=1))
-    assert after.state == provider_key_pb2.KEY_STATE_ACTIVE
+    assert state == provider_key_pb2.KEY_STATE_ACTIVE
     for wait, expected in zip(waits, (2, 4, 8, 24 * 60), strict=True):
         assert 0.9 * expected <= wait <= 1.1 * expected
 
@@ -133,7 +137,7 @@ async def test_a_claim_that_is_not_reported_ends_by_itself(start_vault: Callable
 
 
 async def test_every_kind_of_key_is_tested_but_what_is_over(start_vault: Callable[..., Awaitable[Vault]]) -> None:
-    """An owner's, an agent's and the platform's; not a revoked one, and not one of a provider nobody asked for."""
+    """An owner's, an agent's, an organization's, the platform's; not a revoked one, nor one that nobody asked for."""
     vault = await start_vault(health=OFTEN)
     await vault.bind()
     keys, operators, router = await vault.keys(), await vault.keys("operator"), await vault.router()
@@ -141,10 +145,17 @@ async def test_every_kind_of_key_is_tested_but_what_is_over(start_vault: Callabl
     platforms = create_request(
         acting_for=account_pb2.Principal(operator_id="op"), scope=provider_key_pb2.KEY_SCOPE_PLATFORM
     )
+    organizations = create_request(
+        acting_for=member(),
+        scope=provider_key_pb2.KEY_SCOPE_ORGANIZATION,
+        organization_id="org-1",
+        plaintext=SECRET + b"3",
+    )
     wanted = [
         await keys.CreateKey(agents),
         await keys.CreateKey(create_request()),
         await operators.CreateKey(platforms),
+        await keys.CreateKey(organizations),
     ]
     revoked = await keys.CreateKey(create_request(plaintext=SECRET + b"2"))
     other = await keys.CreateKey(create_request(provider="openai", plaintext=b"sk-proj-" + b"a" * 40))
@@ -155,6 +166,21 @@ async def test_every_kind_of_key_is_tested_but_what_is_over(start_vault: Callabl
     assert sorted(each.lease.key_id for each in got) == sorted(each.key.key_id for each in wanted)
     rest = (await claim(router)).results
     assert [each.lease.key_id for each in rest] == [other.key.key_id]
+
+
+async def test_a_halted_key_is_not_tested(start_vault: Callable[..., Awaitable[Vault]]) -> None:
+    """Nobody is given it while the halt is in force; it is put off, and due again afterwards."""
+    vault = await start_vault(health=OFTEN)
+    router, emergency = await vault.router(), await vault.emergency()
+    key = await vault.working_key()
+    halted = (await emergency.Halt(halt_request(emergency_service_pb2.HaltScope(provider="anthropic")))).halt
+    await make_due(vault)
+    assert not (await claim(router)).results
+    (row,) = await vault.sql("SELECT next_check_time > now() AS is_put_off, claimed_until FROM agent_ai_key_checks")
+    assert (row["is_put_off"], row["claimed_until"]) == (True, None)
+    await emergency.Resume(resume_request(halted.halt_id))
+    await make_due(vault)
+    assert [each.lease.key_id for each in (await claim(router)).results] == [key.key_id]
 
 
 async def test_claims_keep_the_rate_of_a_provider(start_vault: Callable[..., Awaitable[Vault]]) -> None:

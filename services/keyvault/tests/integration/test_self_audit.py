@@ -12,12 +12,22 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 
-from byok.keyvault.v1 import key_service_pb2
+from byok.keyvault.v1 import emergency_service_pb2, key_service_pb2
 from byok.type.v1 import account_pb2
 from keyvault.domain.audit_log import EntryKind, decode_leaf
 from keyvault.settings import HealthSettings
 from servicekit.wire import remote_error
-from services.keyvault.tests.integration.vault import SECRET, agent_item, name, new_id, owner, revoke_request
+from services.keyvault.tests.integration.vault import (
+    SECRET,
+    agent_item,
+    halt_request,
+    name,
+    new_id,
+    owner,
+    revoke_request,
+    share_request,
+    unshare_request,
+)
 from testkit.waiting import eventually
 
 if TYPE_CHECKING:
@@ -147,6 +157,41 @@ async def test_a_binding_that_was_rolled_back_is_found(start_vault: Callable[...
     await vault.forge("UPDATE agent_bindings SET superseded_index = NULL WHERE owner_id = 'owner-1'")
     await walked(vault)
     assert await findings(vault) == [("binding/agent-1", "RowRolledBack")]
+
+
+async def test_a_halt_that_was_undone_is_found(start_vault: Callable[..., Awaitable[Vault]]) -> None:
+    """The set of halts of before is put back; nothing else refuses that."""
+    vault = await start_vault(health=WALKING)
+    await vault.bind()
+    await vault.working_key()
+    await (await vault.emergency()).Halt(halt_request(emergency_service_pb2.HaltScope(everything=True)))
+    await vault.forge("UPDATE halt_sets SET superseded_index = 1000000")
+    await vault.forge(
+        "UPDATE halt_sets SET superseded_index = NULL WHERE audit_index = (SELECT min(audit_index) FROM halt_sets)"
+    )
+    assert (await (await vault.router()).acquire(agent_item())).sealed_leases
+    await walked(vault)
+    assert await findings(vault) == [("halts", "RowRolledBack")]
+
+
+async def test_a_share_that_was_brought_back_is_found(start_vault: Callable[..., Awaitable[Vault]]) -> None:
+    """A share that ended is put back; other shares of the key are sound."""
+    vault = await start_vault(health=WALKING)
+    keys = await vault.keys()
+    for agent_id in ("agent-1", "agent-2"):
+        await vault.bind(agent_id, account=account_pb2.Account(organization_id="org-1"))
+    key = await vault.organization_key()
+    for agent_id in ("agent-1", "agent-2"):
+        await keys.ShareKey(share_request(key.key_id, agent_id))
+    await keys.UnshareKey(unshare_request(key.key_id))
+    await walked(vault)
+    assert await findings(vault) == []
+    of_agent = "WHERE agent_id = 'agent-1'"
+    await vault.forge(f"UPDATE key_shares SET superseded_index = 1000000 {of_agent}")
+    await vault.forge(f"UPDATE key_shares SET superseded_index = NULL {of_agent} AND NOT is_ended")
+    assert (await (await vault.router()).acquire(agent_item())).sealed_leases
+    await walked(vault)
+    assert await findings(vault) == [(f"share/{key.key_id}/agent-1", "RowRolledBack")]
 
 
 async def test_a_row_of_which_the_log_knows_nothing_is_found(start_vault: Callable[..., Awaitable[Vault]]) -> None:

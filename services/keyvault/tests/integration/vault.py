@@ -172,7 +172,10 @@ class RouterProcess:
         response: lease_service_pb2.AcquireLeasesResponse = await self.leases.AcquireLeases(self.request(*items))
         return response
 
-    def open(self, response: lease_service_pb2.AcquireLeasesResponse) -> list[lease_pb2.SealedLease]:
+    def open(
+        self,
+        response: lease_service_pb2.AcquireLeasesResponse | lease_service_pb2.ClaimKeysForValidationResponse,
+    ) -> list[lease_pb2.SealedLease]:
         """Open what was sealed to this process."""
         parts = (b"byok.lease.v1", response.deployment.encode(), self.holder.encode())
         info = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
