@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pkcs11
 import pytest
@@ -152,3 +152,26 @@ def test_a_token_that_draws_no_iv_is_refused(tokens: SoftHsm) -> None:
     """Zeros that were used as they were handed over would be used again: nothing sealed under them is kept."""
     with pytest.raises(KeyUnfitError, match="IV"):
         fips_session(tokens, FipsKey(draws=False)).encrypt(secret().reveal(), DATA)
+
+
+class NoReadOnlySessions:
+    """A token of a module that opens no session that can only read."""
+
+    def __init__(self, token: Any) -> None:
+        self._token = token
+
+    def open(self, *, rw: bool = False, **login: str) -> Any:
+        if not rw:
+            raise pkcs11.FunctionFailed
+        return self._token.open(rw=True, **login)
+
+
+def test_a_module_that_only_opens_sessions_that_write_is_used(tokens: SoftHsm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What AWS CloudHSM lacks is no reason not to start."""
+    session = TokenSession(TokenOptions(module=tokens.module, token_label="main", key_label="first"))
+    token = NoReadOnlySessions(session._find_token())
+    monkeypatch.setattr(session, "_find_token", lambda: token)
+    with session.entered(10):
+        session.open(tokens.pin_file.read_text().strip())
+        assert session.decrypt(session.encrypt(b"x" * 32, DATA), DATA) == b"x" * 32
+        session.close()

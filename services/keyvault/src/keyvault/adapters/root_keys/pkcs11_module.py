@@ -150,10 +150,10 @@ class TokenSession:
             return
         token = self._find_token()
         try:
-            self._session = token.open(user_pin=pin)
+            self._session = _log_in(token, user_pin=pin)
         except pkcs11.UserAlreadyLoggedIn:
             # The login is the process's own: whoever else uses this token has made it.
-            self._session = token.open()
+            self._session = _log_in(token)
         except _LOGIN_REFUSED as error:
             raise LoginRefusedError(type(error).__name__) from None
         self._key = self._find_key()
@@ -221,3 +221,11 @@ class TokenSession:
         if not (key[Attribute.ENCRYPT] and key[Attribute.DECRYPT]):
             raise KeyUnfitError("it may not encrypt and decrypt")
         return key
+
+
+def _log_in(token: Any, **login: str) -> Any:
+    try:
+        return token.open(**login)
+    except pkcs11.FunctionFailed:
+        # A session that can only read is enough, but some modules, AWS CloudHSM's for one, open none.
+        return token.open(rw=True, **login)
