@@ -443,4 +443,4 @@ async def test_a_backlog_is_written_in_small_pieces() -> None:
     tree.written = []
     await log.append(1500)
     await log.replica().covering(1500)
-    assert tree.written == [2, 2, 1]
+    assert tree.written == [1, 1, 1, 1, 1]

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from keyvault.usecases.report_corruption import ReportCorruption
     from transparency.tiles import FullTile
 
-READ_MAX: Final = 512
-"""Leaves that are read by one statement."""
+READ_MAX: Final = 256
+"""Leaves that are read by one statement: a tile."""
 
 SLICE: Final = 64
 """Leaves that are checked and hashed before others get their turn: about half a millisecond."""
