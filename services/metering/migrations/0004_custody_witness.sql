@@ -20,7 +20,10 @@ CREATE TABLE custody_witness (
     confirm_time             timestamptz,
     contradicting_checkpoint text NOT NULL DEFAULT '',
     description              text NOT NULL DEFAULT '',
-    rollback_time            timestamptz
+    rollback_time            timestamptz,
+    -- Where KeyVault finds its log corrupt, and where an operator has accepted that it does.
+    corrupt_index            bigint NOT NULL DEFAULT 0,
+    excused_index            bigint NOT NULL DEFAULT 0
 ) WITH (fillfactor = 50);
 
 INSERT INTO custody_witness DEFAULT VALUES;

@@ -12,6 +12,8 @@ from byok.keyvault.v1 import audit_service_pb2, audit_service_pb2_grpc
 from metering.domain.custody import Contradiction, ListedCheckpoint, LogPage, corrupt_log
 from metering.domain.errors import DependencyUnavailableError
 from metering.ports import CustodyLog
+from servicekit.errors import DomainError
+from servicekit.wire import ErrorTable, WireError
 from transparency.checkpoints import Checkpoint, CheckpointSigner
 from transparency.merkle import leaf_hash, root_of
 from transparency.notes import joined_notes
@@ -33,9 +35,11 @@ class AuditLog:
         self.keys = keys
         self.hashes: list[bytes] = []
         self.is_down = False
-        self.is_corrupt = False
-        self.unsigned = 0
+        # Where it can no longer be signed over, and which entry cannot be told; 0 for nowhere.
+        self.corrupt_at = 0
+        self.spoiled_entry = 0
         self.reads = 0
+        self.asked = 0
         self.grow(size)
 
     @property
@@ -63,19 +67,23 @@ class AuditLog:
 
     def checkpoint(self) -> str:
         """Return the newest checkpoint, with the signatures of all keys."""
-        size = self.size - self.unsigned
         notes = []
         for key in self.keys:
             origin = key.verifier_key.partition("+")[0]
-            notes.append(key.sign(Checkpoint(origin, size, root_of(self.hashes[:size]))))
+            notes.append(key.sign(Checkpoint(origin, self.size, root_of(self.hashes))))
         return joined_notes(notes)
+
+    def corruption(self, witnessed_size: int, after_index: int) -> int:
+        """Return where ReadFeed finds the log corrupt, and 0 if it does not."""
+        if witnessed_size > self.size:
+            return 0
+        return self.corrupt_at or (self.spoiled_entry if after_index < self.spoiled_entry else 0)
 
     def page(self, witnessed_size: int) -> LogPage:
         """Return what ReadFeed answers."""
         self.reads += 1
-        size = self.size - self.unsigned
-        is_behind = witnessed_size > size
-        path = [] if is_behind or not witnessed_size else consistency_path(witnessed_size, size)
+        is_behind = witnessed_size > self.size
+        path = [] if is_behind or not witnessed_size else consistency_path(witnessed_size, self.size)
         return LogPage(
             checkpoint=self.checkpoint(),
             consistency_proof=tuple(root_of(self.hashes[span.start : span.end]) for span in path),
@@ -94,7 +102,8 @@ class MemoryCustodyLog(CustodyLog):
     @override
     async def read(self, *, witnessed_size: int, after_index: int) -> LogPage | Contradiction:
         self._ensure_up()
-        return corrupt_log("leaf 7") if self.log.is_corrupt else self.log.page(witnessed_size)
+        corrupt = self.log.corruption(witnessed_size, after_index)
+        return corrupt_log("a leaf was edited", at=corrupt) if corrupt else self.log.page(witnessed_size)
 
     @override
     async def newest(self) -> ListedCheckpoint:
@@ -104,6 +113,17 @@ class MemoryCustodyLog(CustodyLog):
     def _ensure_up(self) -> None:
         if self.log.is_down:
             raise DependencyUnavailableError("KeyVault is away.", dependency="keyvault")
+
+
+class AuditLogCorruptError(DomainError):
+    """KeyVault's own finding."""
+
+
+# How KeyVault tells what it raises here.
+ERRORS = ErrorTable(
+    "byok.keyvault",
+    {AuditLogCorruptError: WireError(grpc.StatusCode.DATA_LOSS, "AUDIT_LOG_CORRUPT", ("audit_index",))},
+)
 
 
 class AuditLogOnTheWire(audit_service_pb2_grpc.AuditServiceServicer):
@@ -116,6 +136,9 @@ class AuditLogOnTheWire(audit_service_pb2_grpc.AuditServiceServicer):
     @override
     async def ReadFeed(self, request: audit_service_pb2.ReadFeedRequest, context: Any) -> Any:
         await self._ensure_up(context)
+        corrupt = self.log.corruption(request.witnessed_size, request.after_index)
+        if corrupt:
+            raise AuditLogCorruptError("a leaf was edited", audit_index=corrupt)
         page = self.log.page(request.witnessed_size)
         return audit_service_pb2.ReadFeedResponse(
             next_after_index=page.next_after_index,
@@ -132,5 +155,6 @@ class AuditLogOnTheWire(audit_service_pb2_grpc.AuditServiceServicer):
         )
 
     async def _ensure_up(self, context: Any) -> None:
+        self.log.asked += 1
         if self.log.is_down:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "away")

@@ -32,8 +32,7 @@ from servicekit.ids import new_uuid7
 from servicekit.metrics import Metrics
 from servicekit.server import GrpcServer
 from servicekit.settings import ServerSettings, TlsSettings
-from servicekit.wire import ErrorTable
-from services.metering.tests.custody import AuditLog, AuditLogOnTheWire
+from services.metering.tests.custody import ERRORS, AuditLog, AuditLogOnTheWire
 from testkit.pki import ThrowawayCa
 from testkit.stack.services import Service, ServiceProcess
 
@@ -141,7 +140,7 @@ async def _keyvault(served: Served, ca: ThrowawayCa) -> AsyncIterator[GrpcServer
     async with GrpcServer(
         settings,
         policy=policy,
-        errors=ErrorTable("byok.keyvault", {}),
+        errors=ERRORS,
         metrics=Metrics("keyvault"),
         services=[
             (key_service_pb2_grpc.add_KeyServiceServicer_to_server, served.keyvault, "byok.keyvault.v1.KeyService"),

@@ -336,7 +336,6 @@ class Replica:
         )
         metrics.gauge("custody_witnessed_entries", "Entries witnessed.", lambda: custody.record.size)
         metrics.gauge("custody_witness_age_seconds", "Since the log was last seen.", lambda: custody.age_seconds)
-        metrics.gauge("custody_unsigned_entries", "Entries without a checkpoint.", lambda: custody.unsigned_entries)
 
 
 async def serve(settings: Settings, stop: asyncio.Event, metrics: Metrics) -> None:

@@ -86,7 +86,7 @@ class CustodySettings(SettingsGroup):
     """How often a replica looks for what another one has found."""
     call_timeout: PositiveDuration = timedelta(seconds=3)
     alarm_after: PositiveDuration = timedelta(seconds=60)
-    """After so long without a log to witness, or with entries that KeyVault does not sign, it is logged as an error."""
+    """After so long without a log that can be read, it is logged as an error, and again each time it has passed."""
 
     @field_validator("verifier_keys")
     @classmethod

@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +127,28 @@ async def test_a_rolled_back_log_stops_both_replicas_and_a_restarted_one_until_a
     assert await operator.accounts.AcceptCustodyRestore(accept) == answers[0]
     accept.witnessed_size = 12
     assert (await refusal(operator.accounts.AcceptCustodyRestore(accept)))[1] == "REQUEST_ID_REUSED"
+
+
+async def test_a_vault_that_is_away_stops_nothing_and_one_whose_log_is_corrupt_does(served: Served) -> None:
+    """Not being able to look is no finding; KeyVault's own word that its log is spoiled is one."""
+    router, operator = await served.client("router"), await served.client("operator")
+    await register(operator, "owner", "agent")
+    await eventually(lambda: witness(operator), lambda seen: seen.witnessed_size == 1)
+    served.log.is_down = True
+    asked = served.log.asked
+    await eventually(_asked_often(served), lambda count: count > asked + 5)
+    assert await outcome(router) == "GRANTED"
+    served.log.corrupt_at = 25
+    served.log.is_down = False
+    await outcomes_until(router, "CUSTODY_LOG_ROLLED_BACK")
+    assert "corrupt at index 25" in (await witness(operator)).description
+
+
+def _asked_often(served: Served) -> Callable[[], Awaitable[int]]:
+    async def count() -> int:
+        return served.log.asked
+
+    return count
 
 
 async def test_only_an_operator_reads_the_witness_and_accepts_and_says_why(served: Served) -> None:

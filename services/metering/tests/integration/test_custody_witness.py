@@ -156,38 +156,40 @@ async def test_what_cannot_be_read_stops_nothing(replicas: Replicas) -> None:
     assert custody.age_seconds < 10
 
 
-async def test_entries_that_keyvault_does_not_sign_are_an_alarm(replicas: Replicas) -> None:
-    """A checkpoint that no longer moves while the log grows is told once it has lasted, and stops nothing."""
+async def test_a_log_that_keyvault_finds_corrupt_stops_admission_once(replicas: Replicas) -> None:
+    """Else whoever spoils the log hides that it was rolled back. Accepted, it does not stop everything for good."""
     rig = await replicas.start()
     account = await rig.register("owner-1", "agent-1")
-    clock = FakeClock()
-    custody = WitnessCustody(
-        witnesses=rig.replica.stores.witnesses,
-        log=MemoryCustodyLog(replicas.log),
-        gate=rig.replica.gate,
-        clock=clock,
-        pace=EAGER,
-    )
-    witness = Witness(custody=custody, clock=clock)
-    await witness.round()
-    with capture_logs() as logged:
-        for unsigned, pause in ((0, 61), (4, 30), (4, 31)):
-            replicas.log.grow(unsigned - replicas.log.unsigned)
-            replicas.log.unsigned = unsigned
-            await clock.advance(timedelta(seconds=pause))
-            await witness.round()
-    assert [(each["event"], each["unsigned_entries"]) for each in logged] == [("custody.witness_is_old", 4)]
-    assert await may_reserve(rig, account)
-
-
-async def test_a_log_that_keyvault_finds_corrupt_stops_admission(replicas: Replicas) -> None:
-    """Else an enemy who spoils the log keeps the witness from seeing that it was rolled back."""
-    rig = await replicas.start()
-    account = await rig.register("owner-1", "agent-1")
-    await replicas.reader(rig).read_log()
-    replicas.log.is_corrupt = True
-    assert await replicas.reader(rig).read_log() is Finding.ROLLED_BACK
+    reader = replicas.reader(rig)
+    await reader.read_log()
+    replicas.log.corrupt_at = 10
+    assert await reader.read_log() is Finding.ROLLED_BACK
     assert not await may_reserve(rig, account)
+    await rig.accounts.accept_custody_restore(restore_of(rig, 9))
+    with pytest.raises(DependencyUnavailableError, match="index 10"):
+        await reader.read_log()
+    assert await may_reserve(rig, account)
+    # What else is found afterwards is news.
+    replicas.log.corrupt_at = 12
+    assert await reader.read_log() is Finding.ROLLED_BACK
+    await rig.accounts.accept_custody_restore(restore_of(rig, 9))
+    replicas.log.restore(4)
+    assert await reader.read_log() is Finding.ROLLED_BACK
+
+
+async def test_an_accepted_entry_that_cannot_be_told_does_not_blind_the_witness(replicas: Replicas) -> None:
+    """The tree is read past it, so that a roll-back is found as before."""
+    rig = await replicas.start()
+    reader = replicas.reader(rig)
+    await reader.read_log()
+    replicas.log.grow(3)
+    replicas.log.spoiled_entry = 11
+    assert await reader.read_log() is Finding.ROLLED_BACK
+    await rig.accounts.accept_custody_restore(restore_of(rig, 9))
+    replicas.log.grow(1)
+    assert await reader.read_log() is Finding.WITNESSED
+    replicas.log.fork(10, to=20)
+    assert await reader.read_log() is Finding.ROLLED_BACK
 
 
 async def test_a_log_that_has_not_begun_is_waited_for(replicas: Replicas) -> None:
@@ -272,7 +274,7 @@ async def test_a_finding_from_before_a_restore_does_not_undo_its_acceptance(repl
 
 
 async def test_a_contradiction_stops_its_finder_also_when_postgres_cannot_be_told(replicas: Replicas) -> None:
-    """The gate closes before the row is written, and opens only when the row says so."""
+    """The gate closes before the row is written, and opens only when an operator has spoken."""
 
     class Unwritable(PostgresCustodyWitnesses):
         @override
@@ -290,6 +292,9 @@ async def test_a_contradiction_stops_its_finder_also_when_postgres_cannot_be_tol
     )
     with pytest.raises(DependencyUnavailableError):
         await custody.read_log()
+    assert not await may_reserve(rig, account)
+    # The row knows nothing of it, and looking at the row does not open the gate.
+    assert (await custody.look()).state is CustodyState.CONSISTENT
     assert not await may_reserve(rig, account)
 
 

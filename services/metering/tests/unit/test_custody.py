@@ -138,7 +138,7 @@ def test_evidence_is_bounded() -> None:
     verdict = judge(held(AuditLog(1)), LogPage(checkpoint=note), trusted_keys=KEYS)
     assert isinstance(verdict, Contradiction)
     assert len(verdict.checkpoint) == EVIDENCE_LENGTH_MAX
-    assert len(corrupt_log(note).description) == EVIDENCE_LENGTH_MAX
+    assert len(corrupt_log(note, at=7).description) == EVIDENCE_LENGTH_MAX
 
 
 def _listed(log: AuditLog, *, listing: AuditLog | None = None) -> ListedCheckpoint:

@@ -15,6 +15,8 @@ from servicekit.wire import error_from_rpc
 
 # The witness needs the checkpoint and the proof only; the entries are passed over, so that the feed's place moves on.
 _PAGE_SIZE: Final = 100
+# Every audit index has fewer; what is longer would not fit into its column.
+_INDEX_DIGITS: Final = 19
 _AWAY: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
 _AWAY_RETRY: Final = timedelta(milliseconds=200)
 _REFUSED_RETRY: Final = timedelta(seconds=10)
@@ -38,7 +40,7 @@ class KeyVaultCustodyLog(CustodyLog):
         except grpc.aio.AioRpcError as error:
             remote = error_from_rpc(error)
             if remote.reason == "AUDIT_LOG_CORRUPT":
-                return corrupt_log(remote.message)
+                return corrupt_log(remote.message, at=_index(remote.metadata.get("auditIndex", "")))
             raise _unreadable(remote.code, remote.reason) from error
         return LogPage(
             checkpoint=page.checkpoint,
@@ -56,6 +58,10 @@ class KeyVaultCustodyLog(CustodyLog):
             remote = error_from_rpc(error)
             raise _unreadable(remote.code, remote.reason) from error
         return ListedCheckpoint(answer.checkpoint, tuple(answer.verifier_keys))
+
+
+def _index(text: str) -> int:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < _INDEX_DIGITS else 0
 
 
 def _unreadable(code: grpc.StatusCode, reason: str) -> DependencyUnavailableError:

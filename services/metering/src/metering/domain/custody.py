@@ -70,6 +70,8 @@ class Contradiction(msgspec.Struct, frozen=True):
 
     checkpoint: str
     description: str
+    # Where KeyVault itself finds its log corrupt; 0 when it does not.
+    corrupt_index: int = 0
 
 
 class CustodyRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +91,8 @@ class CustodyRecord(msgspec.Struct, frozen=True, kw_only=True):
     age: timedelta | None = None
     contradiction: Contradiction | None = None
     rollback_time: datetime | None = None
+    # Corruption here was accepted by an operator, and stops nothing any more.
+    excused_index: int = 0
 
     @property
     def size(self) -> int:
@@ -152,9 +156,10 @@ def judge(
     return seen
 
 
-def corrupt_log(message: str) -> Contradiction:
+def corrupt_log(message: str, *, at: int) -> Contradiction:
     """Return the finding that KeyVault itself cannot give a checkpoint or a proof from what its log holds."""
-    return Contradiction("", f"KeyVault finds its own log corrupt: {message}"[:EVIDENCE_LENGTH_MAX])
+    description = f"KeyVault finds its own log corrupt at index {at}: {message}"
+    return Contradiction("", description[:EVIDENCE_LENGTH_MAX], corrupt_index=at)
 
 
 def vouched_keys(trusted: Sequence[str], listed: ListedCheckpoint) -> tuple[str, ...]:

@@ -49,17 +49,15 @@ class AcceptCustodyRestore:
             DependencyUnavailableError: KeyVault gives no checkpoint under a key that may be trusted, or it or Postgres
                 cannot be reached.
         """
-        if await self._witnesses.is_accepted(restore.request_id):
-            return await self._witness.look()
-        record = await self._witnesses.read()
-        if record.state is not CustodyState.ROLLED_BACK:
-            raise _refused("NOT_ROLLED_BACK", "must be of a log that was rolled back; this one is not")
-        if restore.witnessed_size != record.size:
-            raise _refused("WITNESS_MOVED", f"must be what GetCustodyWitness answers, which is {record.size}")
-        await self._take(record, restore)
+        if not await self._witnesses.is_accepted(restore.request_id):
+            record = await self._witnesses.read()
+            refusal = _refusal(record, restore) or await self._take(record, restore)
+            # The same request may have been heard meanwhile, through another replica.
+            if refusal is not None and not await self._witnesses.is_accepted(restore.request_id):
+                raise refusal
         return await self._witness.look()
 
-    async def _take(self, record: CustodyRecord, restore: AcceptedRestore) -> None:
+    async def _take(self, record: CustodyRecord, restore: AcceptedRestore) -> InvalidArgumentError | None:
         listed = await self._log.newest()
         # An operator's word also renews the trust on first use: whoever pins keys keeps that from happening.
         keys = self._pinned or signing_keys(listed)
@@ -71,9 +69,17 @@ class AcceptCustodyRestore:
                 "purpose, pin the new one in custody.verifier_keys.",
                 dependency="keyvault",
             ) from error
-        is_taken = await self._witnesses.accept(record, restore, accepted=accepted, verifier_keys=keys)
-        if not is_taken and not await self._witnesses.is_accepted(restore.request_id):
-            raise _refused("WITNESS_MOVED", "must be what GetCustodyWitness answers; somebody else has accepted")
+        if await self._witnesses.accept(record, restore, accepted=accepted, verifier_keys=keys):
+            return None
+        return _refused("WITNESS_MOVED", "must be what GetCustodyWitness answers; it has changed meanwhile")
+
+
+def _refusal(record: CustodyRecord, restore: AcceptedRestore) -> InvalidArgumentError | None:
+    if record.state is not CustodyState.ROLLED_BACK:
+        return _refused("NOT_ROLLED_BACK", "must be of a log that was rolled back; this one is not")
+    if restore.witnessed_size != record.size:
+        return _refused("WITNESS_MOVED", f"must be what GetCustodyWitness answers, which is {record.size}")
+    return None
 
 
 def _refused(reason: str, description: str) -> InvalidArgumentError:

@@ -15,10 +15,12 @@ from metering.domain.custody import (
     CustodyRecord,
     CustodyState,
     ListedCheckpoint,
+    LogPage,
     judge,
     signing_keys,
     vouched_keys,
 )
+from metering.domain.errors import DependencyUnavailableError
 from metering.ports import CustodyLog, CustodyWitnesses
 from metering.usecases.admission_gate import AdmissionGate
 from servicekit.clock import Clock
@@ -64,9 +66,8 @@ class WitnessCustody:
         self._looking = asyncio.Lock()
         self._looked_at = clock.monotonic()
         self._keys_due_at = clock.monotonic()
+        self._stopped_epoch = -1
         self.record = CustodyRecord()
-        # Entries that KeyVault has and its newest checkpoint does not cover.
-        self.unsigned_entries = 0
 
     @property
     def age_seconds(self) -> float:
@@ -84,7 +85,8 @@ class WitnessCustody:
         async with self._looking:
             self.record = await self._witnesses.read()
             self._looked_at = self._clock.monotonic()
-            is_rolled_back = self.record.state is CustodyState.ROLLED_BACK
+            # What was found here counts until an operator has spoken, also if it could not be written down.
+            is_rolled_back = self.record.state is CustodyState.ROLLED_BACK or self.record.epoch == self._stopped_epoch
             self._gate.note_custody(rolled_back_size=self.record.size if is_rolled_back else None)
             return self.record
 
@@ -99,7 +101,7 @@ class WitnessCustody:
         if record.state is CustodyState.ROLLED_BACK or is_just_read:
             return Finding.NOTHING
         keys = await self._trusted_keys(record)
-        page = await self._log.read(witnessed_size=record.size, after_index=record.feed_index)
+        page = await self._read(record)
         if isinstance(page, Contradiction):
             return await self._contradict(record, page)
         if record.held is None and not page.checkpoint:
@@ -108,7 +110,6 @@ class WitnessCustody:
         verdict = judge(record.held, page, trusted_keys=keys)
         if isinstance(verdict, Contradiction):
             return await self._contradict(record, verdict)
-        self.unsigned_entries = max(0, page.next_after_index - verdict.size)
         if verdict.size == record.size and record.held is not None:
             await self._witnesses.confirm(record, feed_index=page.next_after_index)
             if keys != record.verifier_keys and not self._pinned:
@@ -126,12 +127,29 @@ class WitnessCustody:
         self._keys_due_at = self._clock.monotonic() + self._pace.keys.total_seconds()
         return _keys_of(record, listed)
 
+    async def _read(self, record: CustodyRecord) -> LogPage | Contradiction:
+        page = await self._log.read(witnessed_size=record.size, after_index=record.feed_index)
+        if not _is_excused(record, page):
+            return page
+        # Past the entries that owners would be told of: perhaps only one of those cannot be read.
+        page = await self._log.read(witnessed_size=record.size, after_index=record.size)
+        if _is_excused(record, page):
+            raise DependencyUnavailableError(
+                f"KeyVault's audit log is corrupt at index {record.excused_index}, which an operator has accepted.",
+                dependency="keyvault",
+            )
+        return page
+
     async def _contradict(self, record: CustodyRecord, contradiction: Contradiction) -> Finding:
-        # Here first: that Postgres cannot be told is no reason to go on.
+        self._stopped_epoch = record.epoch
         self._gate.note_custody(rolled_back_size=record.size)
         is_found = await self._witnesses.contradict(record, contradiction)
         await self.look()
         return Finding.ROLLED_BACK if is_found else Finding.NOTHING
+
+
+def _is_excused(record: CustodyRecord, page: LogPage | Contradiction) -> bool:
+    return isinstance(page, Contradiction) and 0 < page.corrupt_index == record.excused_index
 
 
 def _keys_of(record: CustodyRecord, listed: ListedCheckpoint) -> tuple[str, ...]:

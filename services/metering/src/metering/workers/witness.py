@@ -15,7 +15,7 @@ _log = structlog.get_logger("metering.witness")
 
 
 class WitnessPace(msgspec.Struct, frozen=True, kw_only=True):
-    """How often to look and to read, and after how long without a log to witness an alarm is raised."""
+    """How often to look and to read, and after how long without a log that can be read an alarm is raised."""
 
     look: timedelta = timedelta(milliseconds=500)
     read: timedelta = timedelta(seconds=1)
@@ -68,21 +68,15 @@ class Witness:
                 contradicting_checkpoint=record.contradiction.checkpoint,
                 reason=record.contradiction.description,
             )
-        if not self._custody.unsigned_entries:
-            self._alarm_at = self._clock.monotonic() + self._pace.alarm.total_seconds()
-        self._raise_alarm()
+        self._alarm_at = self._clock.monotonic() + self._pace.alarm.total_seconds()
         return self._pace.read
 
     def _raise_alarm(self) -> None:
-        """Say, once an interval, that there has been nothing new to witness for too long."""
+        """Say, once an interval, that the log could not be read for too long."""
         now = self._clock.monotonic()
         if now >= self._alarm_at:
             self._alarm_at = now + self._pace.alarm.total_seconds()
-            _log.error(
-                "custody.witness_is_old",
-                age_seconds=round(self._custody.age_seconds),
-                unsigned_entries=self._custody.unsigned_entries,
-            )
+            _log.error("custody.witness_is_old", age_seconds=round(self._custody.age_seconds))
 
     def _tell(self, state: CustodyState) -> None:
         is_admitting = state is not CustodyState.ROLLED_BACK

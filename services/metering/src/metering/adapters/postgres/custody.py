@@ -37,7 +37,8 @@ FROM custody_witness
 _ACCEPT: Final = """
 UPDATE custody_witness SET version = version + 1, epoch = epoch + 1, state = 2, checkpoint = $1, origin = $2, size = $3,
     root = $4, verifier_keys = $5, feed_index = least(feed_index, $3), witness_time = clock_timestamp(),
-    confirm_time = clock_timestamp(), contradicting_checkpoint = '', description = '', rollback_time = NULL
+    confirm_time = clock_timestamp(), contradicting_checkpoint = '', description = '', rollback_time = NULL,
+    excused_index = corrupt_index, corrupt_index = 0
 """
 _ADVANCE: Final = """
 UPDATE custody_witness SET version = version + 1, state = 2, checkpoint = $1, origin = $2, size = $3, root = $4,
@@ -101,10 +102,12 @@ class PostgresCustodyWitnesses(CustodyWitnesses):
         async with self._database.connection() as connection:
             is_changed = await connection.fetchval(
                 "UPDATE custody_witness SET version = version + 1, state = 3, contradicting_checkpoint = $2,"
-                " description = $3, rollback_time = clock_timestamp() WHERE epoch = $1 AND state <> 3 RETURNING true",
+                " description = $3, corrupt_index = $4, rollback_time = clock_timestamp()"
+                " WHERE epoch = $1 AND state <> 3 RETURNING true",
                 record.epoch,
                 contradiction.checkpoint,
                 contradiction.description,
+                contradiction.corrupt_index,
             )
         return bool(is_changed)
 
@@ -155,7 +158,7 @@ def _record(row: Any) -> CustodyRecord:
         held = WitnessedCheckpoint(row["checkpoint"], row["origin"], row["size"], row["root"])
     contradiction = None
     if state is CustodyState.ROLLED_BACK:
-        contradiction = Contradiction(row["contradicting_checkpoint"], row["description"])
+        contradiction = Contradiction(row["contradicting_checkpoint"], row["description"], row["corrupt_index"])
     return CustodyRecord(
         version=row["version"],
         epoch=row["epoch"],
@@ -167,4 +170,5 @@ def _record(row: Any) -> CustodyRecord:
         age=row["age"],
         contradiction=contradiction,
         rollback_time=row["rollback_time"],
+        excused_index=row["excused_index"],
     )
