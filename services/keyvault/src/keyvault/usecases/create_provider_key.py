@@ -90,7 +90,6 @@ class PrepareKey:
             SealedSecretInvalidError: the sealed secret does not open for this request.
         """
         checks = FieldChecks()
-        principal = asked.asker.acting_for
         checks.run(lambda: check_request_id(asked.request_id, now))
         holder = checks.run(lambda: _holder(asked))
         if asked.agent_id:
@@ -101,18 +100,7 @@ class PrepareKey:
         checks.run(lambda: check_expire_time(asked.expire_time, now))
         why_unable = partial(self._capabilities.why_unable, asked.provider, base_url or "")
         mapping = checks.run(lambda: check_mapping(asked.mapping, why_unable))
-        submitted = checks.run(
-            lambda: self._open_submission(
-                asked.secret_input,
-                SubmissionContext(
-                    principal=principal,
-                    provider=asked.provider,
-                    base_url=asked.base_url,
-                    request_id=asked.request_id,
-                    organization_id=asked.organization_id,
-                ),
-            )
-        )
+        submitted = checks.run(lambda: self._submitted(asked))
         checks.conclude()
         if holder is None or base_url is None or label is None or priority is None:
             raise AssertionError("a check that returned nothing did not complain")
@@ -142,6 +130,16 @@ class PrepareKey:
             expire_time=asked.expire_time,
         )
         return key, submitted
+
+    def _submitted(self, asked: NewKey) -> SubmittedSecret:
+        context = SubmissionContext(
+            principal=asked.asker.acting_for,
+            provider=asked.provider,
+            base_url=asked.base_url,
+            request_id=asked.request_id,
+            organization_id=asked.organization_id,
+        )
+        return self._open_submission(asked.secret_input, context)
 
 
 class CreateProviderKey:
