@@ -5,6 +5,7 @@ Holds no key and no content: a key is its fingerprint, content its hash.
 
 import hashlib
 import re
+import time
 
 import msgspec
 
@@ -26,6 +27,8 @@ class LedgerEntry(msgspec.Struct, kw_only=True):
     """One call."""
 
     call_id: int
+    # When its head arrived, on the monotonic clock that all processes of a machine share.
+    arrival_time: float = 0.0
     vendor: str
     route: str
     path: str
@@ -69,7 +72,9 @@ class Ledger:
 
     def open(self, *, vendor: str, route: str, path: str) -> LedgerEntry:
         """Write down that a call came."""
-        entry = LedgerEntry(call_id=self._next_id, vendor=vendor, route=route, path=path)
+        entry = LedgerEntry(
+            call_id=self._next_id, arrival_time=time.monotonic(), vendor=vendor, route=route, path=path
+        )
         self._next_id += 1
         if len(self._entries) >= self._entries_max:
             _add(self._forgotten, self._entries.pop(0))

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import redis.asyncio
 
@@ -84,6 +84,7 @@ class Stack:
         self._addresses: Addresses | None = None
         self._clients: dict[str, TlsFiles] = {}
         self._services: dict[tuple[Service, int], ServiceProcess] = {}
+        self._unlisted: set[ServiceProcess] = set()
         self._borrowed: list[str] = []
 
     @property
@@ -137,7 +138,8 @@ class Stack:
 
     def target(self, service: str) -> str:
         """Return the gRPC target of all replicas of a service; the certificates' name is `localhost`."""
-        return target_of([each.grpc_port for each in self.services if each.service == service])
+        listed = [each for each in self.services if each not in self._unlisted]
+        return target_of([each.grpc_port for each in listed if each.service == service])
 
     async def start(self) -> Self:
         """Start everything.
@@ -151,6 +153,26 @@ class Stack:
             await self.aclose()
             raise
         return self
+
+    async def add_replica(self, service: str, *, is_listed: bool = True, **surroundings: Any) -> ServiceProcess:
+        """Start one more replica, with other surroundings (fields of `Surroundings`) than the others have.
+
+        Args:
+            service: of which service.
+            is_listed: whether `target` leads to it, too.
+            surroundings: what it finds elsewhere than the others do.
+        """
+        kind = Service(service)
+        around = replace(_started(self._around, "the stack"), **surroundings)
+        replica = sum(known is kind for known, _ in self._services)
+        environment = _ENVIRONMENTS[kind](self.ca.issue(kind), around)
+        process = ServiceProcess(kind, replica=replica, directory=self.directory, environment=environment)
+        self._services[kind, replica] = process
+        if not is_listed:
+            self._unlisted.add(process)
+        self._exits.callback(process.stop)
+        await process.start_async()
+        return process
 
     def stop(self, service: str, replica: int = 0) -> int | None:
         """Let a replica drain and end; return its exit status."""
