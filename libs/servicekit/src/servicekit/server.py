@@ -211,7 +211,7 @@ class GrpcServer:
             ("grpc.max_send_message_length", _ANSWER_BYTES_MAX),
             ("grpc.max_concurrent_streams", settings.concurrent_calls_max),
             ("grpc.max_connection_age_ms", settings.connection_age_max // _MILLISECONDS),
-            ("grpc.max_connection_age_grace_ms", _AGE_GRACE // _MILLISECONDS),
+            ("grpc.max_connection_age_grace_ms", min(_AGE_GRACE, settings.connection_age_max) // _MILLISECONDS),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_recv_ping_interval_without_data_ms", _PING_INTERVAL_MIN // _MILLISECONDS),
             # Clients also ping to measure the connection, and a stalled one sends its pings close together. Cutting
