@@ -77,7 +77,7 @@ CREATE: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "no actor": ({"actor": " "}, "actor", "REQUIRED"),
     "no scope": ({"scope": 0}, "scope", "REQUIRED"),
-    "an unknown scope": ({"scope": 3}, "scope", "ENUM_UNKNOWN"),
+    "an unknown scope": ({"scope": 9}, "scope", "ENUM_UNKNOWN"),
     "an agent for an owner's key": ({"agent_id": "agent-1"}, "agent_id", "SCOPE_MISMATCH"),
     "no agent for an agent's key": (
         {"scope": provider_key_pb2.KEY_SCOPE_AGENT},
