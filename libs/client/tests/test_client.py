@@ -342,6 +342,6 @@ async def test_a_caller_that_is_not_listed_holds(ca: ThrowawayCa, server: GrpcSe
 
 async def test_without_a_target_nothing_is_guessed(client: ByokClient) -> None:
     """A service that was not named is not called."""
-    for name in ("keys", "accounts", "custody", "limits", "usage"):
+    for name in ("keys", "accounts", "audit", "custody", "limits", "usage"):
         with pytest.raises(NoTargetError):
             getattr(client, name)

@@ -21,6 +21,7 @@ from byok.router.v1 import provider_service_pb2 as providers_pb2
 from byok.router.v1.operation_result_pb2 import DISPOSITION_PROCEED
 from byok.router.v1.operation_service_pb2_grpc import OperationServiceStub
 from byok.router.v1.provider_service_pb2_grpc import ProviderServiceStub
+from byok_client.audit import Audit
 from byok_client.calling import Calling, Request, Response, RetryBudget, UnaryMethod
 from byok_client.errors import Held, unusable
 from byok_client.management import Accounts, Custody, Keys, Limits, ManagementCalls, Usage, identified
@@ -82,6 +83,11 @@ class ByokClient:
     def accounts(self) -> Accounts:
         """Agents and accounts. Raises NoTargetError without a target of Metering."""
         return Accounts(self._channel("metering"), self._management)
+
+    @functools.cached_property
+    def audit(self) -> Audit:
+        """KeyVault's audit log, proved. Raises NoTargetError without a target of KeyVault."""
+        return Audit(self._channel("keyvault"), self._management)
 
     @functools.cached_property
     def custody(self) -> Custody:
