@@ -203,6 +203,17 @@ async def test_a_row_of_which_the_log_knows_nothing_is_found(start_vault: Callab
     assert (f"key/{key.key_id}", "RowUnrecorded") in await findings(vault)
 
 
+async def test_what_was_forgotten_is_no_finding(start_vault: Callable[..., Awaitable[Vault]]) -> None:
+    """An erased owner's leaves are empty, and what they were found by is gone; their rows stay."""
+    vault = await start_vault(health=WALKING)
+    await vault.bind()
+    key = await vault.working_key()
+    await (await vault.keys()).RevokeKey(revoke_request(key.key_id))
+    await vault.forge("UPDATE audit_entries SET leaf = '', subject = '' WHERE kind <= 6")
+    await walked(vault)
+    assert await findings(vault) == []
+
+
 async def test_what_is_sound_is_not_found(start_vault: Callable[..., Awaitable[Vault]]) -> None:
     """Rows that change while they are compared are no findings: each comparison is of one moment."""
     vault = await start_vault(health=BUSY)

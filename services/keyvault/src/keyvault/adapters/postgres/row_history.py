@@ -20,18 +20,25 @@ if TYPE_CHECKING:
     from keyvault.domain.leaf_seals import LeafSealer
 
 # Each reads rows and log in one statement, so in one snapshot. Rows are told by their id columns: a row that was hidden
-# by these is missing where its entry is looked at.
+# by these is missing where its entry is looked at. An entry whose leaf was forgotten is empty, and tells by its index
+# alone which row it wrote.
 _KEY_ROWS: Final = """
-    SELECT k.provider_key_id AS name, k.audit_index, coalesce((
+    SELECT k.provider_key_id AS name, k.audit_index, greatest(0, (
         SELECT max(e.audit_index) FROM audit_entries e
-        WHERE e.subject = 'key/' || k.provider_key_id AND e.kind < 100 AND e.kind BETWEEN 1 AND 5), 0) AS newest_index
+        WHERE e.subject = 'key/' || k.provider_key_id AND e.kind < 100 AND e.kind BETWEEN 1 AND 5
+    ), (
+        SELECT f.audit_index FROM audit_entries f WHERE f.audit_index = k.audit_index AND f.leaf = ''
+    )) AS newest_index
     FROM agent_ai_keys k WHERE k.superseded_index IS NULL AND k.provider_key_id > $1
     ORDER BY k.provider_key_id LIMIT $2
 """
 _BINDING_ROWS: Final = """
-    SELECT b.agent_id AS name, b.audit_index, coalesce((
+    SELECT b.agent_id AS name, b.audit_index, greatest(0, (
         SELECT max(e.audit_index) FROM audit_entries e
-        WHERE e.subject = 'agent/' || b.agent_id AND e.kind < 100 AND e.kind = 6), 0) AS newest_index
+        WHERE e.subject = 'agent/' || b.agent_id AND e.kind < 100 AND e.kind = 6
+    ), (
+        SELECT f.audit_index FROM audit_entries f WHERE f.audit_index = b.audit_index AND f.leaf = ''
+    )) AS newest_index
     FROM agent_bindings b WHERE b.superseded_index IS NULL AND b.agent_id > $1
     ORDER BY b.agent_id LIMIT $2
 """
@@ -42,7 +49,7 @@ _SHARE_ROWS: Final = """
         SELECT max(h.audit_index) FROM key_shares h
         JOIN audit_entries e ON e.audit_index = h.audit_index AND e.kind IN (7, 8)
         WHERE h.provider_key_id = s.provider_key_id AND h.agent_id = s.agent_id
-          AND e.subject = 'key/' || s.provider_key_id), 0) AS newest_index
+          AND (e.subject = 'key/' || s.provider_key_id OR e.leaf = '')), 0) AS newest_index
     FROM key_shares s WHERE s.superseded_index IS NULL AND s.provider_key_id || '/' || s.agent_id > $1
     ORDER BY 1 LIMIT $2
 """
@@ -70,7 +77,7 @@ _ENTRIES: Final = """
     END AS is_row_there
     FROM audit_entries e LEFT JOIN key_shares sh
       ON e.kind IN (7, 8) AND sh.provider_key_id = substr(e.subject, 5) AND sh.audit_index = e.audit_index
-    WHERE e.kind < 100 AND e.audit_index > $1 ORDER BY e.audit_index LIMIT $2
+    WHERE e.kind < 100 AND e.leaf <> '' AND e.audit_index > $1 ORDER BY e.audit_index LIMIT $2
 """
 _FIRST_KEPT: Final = "SELECT coalesce(min(audit_index), 1) FROM audit_entries"
 _APPEND_CORRUPTION: Final = "SELECT append_corruption($1, $2, $3, $4, $5, $6) AS is_new"
