@@ -72,9 +72,7 @@ class Ledger:
 
     def open(self, *, vendor: str, route: str, path: str) -> LedgerEntry:
         """Write down that a call came."""
-        entry = LedgerEntry(
-            call_id=self._next_id, arrival_time=time.monotonic(), vendor=vendor, route=route, path=path
-        )
+        entry = LedgerEntry(call_id=self._next_id, arrival_time=time.monotonic(), vendor=vendor, route=route, path=path)
         self._next_id += 1
         if len(self._entries) >= self._entries_max:
             _add(self._forgotten, self._entries.pop(0))
