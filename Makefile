@@ -15,6 +15,11 @@ OWN     := byok-catalogue byok-protogen byok-servicekit byok-transparency
 COMPILE := $(BIN)/uv pip compile -q --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links
 
 export PYTHONDONTWRITEBYTECODE := 1
+# Who has no home to write to keeps what package managers cache beside the tree.
+ifneq ($(shell test -n "$$HOME" && test -w "$$HOME" && echo yes),yes)
+export UV_CACHE_DIR ?= $(CURDIR)/.cache/uv
+export npm_config_cache ?= $(CURDIR)/.cache/npm
+endif
 
 # What the contract must not break: the image of the last release.
 RELEASE := $(shell sed -n 's/^version = "\(.*\)"/\1/p' libs/protogen/pyproject.toml)
