@@ -13,11 +13,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 from google.protobuf import json_format
 
-from byok.keyvault.v1 import key_service_pb2
+from byok.keyvault.v1 import key_service_pb2, provider_key_pb2
 from services.keyvault.tests.integration.vault import (
     SECRET,
     SUITE,
     create_request,
+    member,
     name,
     new_id,
     owner,
@@ -44,6 +45,7 @@ async def sealed(vault: Vault, secret: bytes, bound_to: dict[str, str]) -> key_s
         bound_to["base_url"],
         bound_to["request_id"],
         key.submission_key_id,
+        *([bound_to["organization"]] if "organization" in bound_to else ()),
     )
     info = b"".join(len(part.encode()).to_bytes(4, "big") + part.encode() for part in parts)
     ciphertext = SUITE.encrypt(secret, X25519PublicKey.from_public_bytes(key.public_key), info)
@@ -98,6 +100,26 @@ async def test_a_sealed_secret_opens_for_what_it_was_sealed_for(shared_vault: Va
     )
     error = await refusal(keys.CreateKey(request))
     assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "SEALED_SECRET_INVALID")
+
+
+async def test_a_secret_sealed_for_an_organization_opens_for_it_alone(shared_vault: Vault) -> None:
+    """An owner's blob becomes no key of an organization of theirs, and the other way round."""
+    keys = await shared_vault.keys()
+    bound_to = binding()
+    organization = bound_to | {"organization": name("org")}
+    principal = member(organization["organization"], bound_to["owner"])
+    of_organization = {
+        "acting_for": principal,
+        "scope": provider_key_pb2.KEY_SCOPE_ORGANIZATION,
+        "organization_id": organization["organization"],
+        "request_id": bound_to["request_id"],
+    }
+    own = {"acting_for": principal, "request_id": bound_to["request_id"]}
+    for fields, sealed_for in ((of_organization, bound_to), (own, organization)):
+        request = create_request(sealed=await sealed(shared_vault, SECRET, sealed_for), **fields)
+        assert (await refusal(keys.CreateKey(request))).reason == "SEALED_SECRET_INVALID"
+    request = create_request(sealed=await sealed(shared_vault, SECRET, organization), **of_organization)
+    assert (await keys.CreateKey(request)).key.owned_by.organization_id == organization["organization"]
 
 
 @pytest.mark.parametrize("key_id", ["", "submission-2", "submission-", "submission-x", "submission-" + "9" * 40])

@@ -254,12 +254,19 @@ APPEND_ONLY = [
     "UPDATE agent_bindings SET owner_id = 'x'",
     "DELETE FROM agent_bindings",
     "TRUNCATE agent_bindings",
+    "UPDATE key_shares SET is_ended = false",
+    "DELETE FROM key_shares",
+    "TRUNCATE key_shares",
+    "UPDATE halt_sets SET record = ''",
+    "DELETE FROM halt_sets",
+    "TRUNCATE halt_sets",
 ]
 
 
 @pytest.mark.parametrize("edit", APPEND_ONLY)
 async def test_the_database_refuses_what_is_append_only(victims: Victims, edit: str) -> None:
     """As far as one role can bind itself: an accident, and an injection, change no row."""
+    await victims.vault.shared_key(name("agent"), name("org"))
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
         await victims.vault.sql(edit)
 

@@ -7,6 +7,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 
+from keyvault.domain import sealing
 from keyvault.domain.errors import SealedSecretInvalidError
 from keyvault.domain.keyring import KeyPurpose
 from keyvault.domain.sealing import (
@@ -59,6 +60,18 @@ def test_a_submission_opens_for_what_it_was_bound_to_alone() -> None:
         changed[position] += "x"
         with pytest.raises(SealedSecretInvalidError):
             open_submission(blob, key=key, bound_to=changed)
+    with pytest.raises(SealedSecretInvalidError):
+        open_submission(blob, key=key, bound_to=(*BOUND_TO, "org-1"))
     for bad in (b"", blob[:-1], bytes(32) + blob[32:]):
         with pytest.raises(SealedSecretInvalidError):
             open_submission(bad, key=key, bound_to=BOUND_TO)
+
+
+def test_without_its_binding_a_submission_opens_for_anybody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The negative control: a blob that is bound to the label alone is redirected to another owner or URL."""
+    monkeypatch.setattr(sealing, "info_bytes", lambda parts: next(iter(parts)).encode())
+    key = keyring().primary(KeyPurpose.SUBMISSION)
+    public = X25519PublicKey.from_public_bytes(submission_public_key(key))
+    blob = SUITE.encrypt(b"sk-secret", public, b"byok.submission.v1")
+    for bound_to in (BOUND_TO, ("test", "owner-2", "anthropic", "https://evil.example.com", "request-2", "x")):
+        assert open_submission(blob, key=key, bound_to=bound_to).reveal() == b"sk-secret"

@@ -36,10 +36,12 @@ _HALTS: Final = "SELECT audit_index, record, mac_key_version, mac FROM halt_sets
 _PRESENT_HALTS: Final = f"{_HALTS} WHERE superseded_index IS NULL LIMIT 2"
 _HALTS_AT: Final = f"{_HALTS} WHERE audit_index = $1"
 _PUT_HALTS: Final = "SELECT status, audit_index FROM put_halt_set($1, $2, $3, $4, $5, $6, $7)"
-# 104 is KEYRING_CHANGED: the keyring is made before anything that could be halted. The head, because the entries of a
-# grown log may have been archived.
+# 104 is KEYRING_CHANGED: the keyring is made before anything that could be halted. Counted against the head, because
+# the entries of a used log may have been archived, or deleted by somebody who wants it to look new.
 _IS_LOG_NEW: Final = """
-    SELECT last_index < 100 AND NOT EXISTS (SELECT 1 FROM audit_entries WHERE kind <> 104) FROM audit_head
+    SELECT NOT EXISTS (SELECT 1 FROM audit_entries WHERE kind <> 104)
+       AND last_index = (SELECT count(*) FROM audit_entries WHERE kind = 104)
+    FROM audit_head
 """
 
 
