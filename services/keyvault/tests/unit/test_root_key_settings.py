@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +101,10 @@ def test_the_environment_names_both_root_keys(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("BYOK_KEYVAULT_NEXT_ROOT_KEY__PROVIDER", "pkcs11")
     with pytest.raises((SettingsError, SystemExit)):
         load(Settings, ["serve"], commands=("serve",))
+
+
+def test_libraries_of_providers_that_were_not_chosen_are_not_loaded() -> None:
+    """A replica with its root key in a file does not carry the clients of the others in its memory."""
+    program = "import sys, keyvault.app; print([name for name in ('botocore', 'pkcs11') if name in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)  # noqa: S603 (our own program)
+    assert loaded.stdout == "[]\n"
