@@ -12,10 +12,11 @@ import grpc
 import pytest
 from pydantic import SecretStr
 
-from byok.keyvault.v1 import key_service_pb2
+from byok.keyvault.v1 import key_service_pb2, lease_service_pb2
 from keyvault.app import _running
 from keyvault.domain.audit_log import decode_leaf, leaf_hash
 from keyvault.settings import PostgresSettings
+from services.keyvault.tests.integration.test_watching import watching
 from services.keyvault.tests.integration.vault import (
     SECRET,
     agent_item,
@@ -131,14 +132,23 @@ async def test_the_database_going_away_is_unavailable_and_comes_back(vault: Vaul
 
 
 async def test_an_entry_that_cannot_be_read_ends_what_is_cached(vault: Vault) -> None:
-    """Watchers are not told that nothing changed: the replica is not ready, and gives no echo."""
-    assert await _is_ready(vault)
-    # Head and entry in one transaction, as the append function writes them: else a reader may pass between the two.
-    await vault.forge(
-        "WITH head AS (UPDATE audit_head SET last_index = last_index + 1 RETURNING last_index) "
-        "INSERT INTO audit_entries SELECT last_index, 1, 'no leaf', sha256('x') FROM head"
+    """Watchers are told of a change of no kind, which ends all that was granted before it, and then go on."""
+    async with watching(vault) as watch:
+        # Head and entry in one transaction, as the append function writes them: else a reader may pass between the two.
+        await vault.forge(
+            "WITH head AS (UPDATE audit_head SET last_index = last_index + 1 RETURNING last_index) "
+            "INSERT INTO audit_entries SELECT last_index, 1, '', 'no leaf', sha256('x') FROM head"
+        )
+        (head,) = await vault.sql("SELECT max(audit_index) AS index FROM audit_entries WHERE kind = 1")
+        await watch.until(lambda: bool(watch.heard))
+        assert watch.heard == [lease_service_pb2.AuthorityChange(authority_index=head["index"])]
+        watch.ping()
+        await watch.until(lambda: bool(watch.echoes))
+    found = vault.metrics.registry.get_sample_value(
+        "keyvault_corruption_found_total", {"error": "an entry cannot be read"}
     )
-    await eventually(lambda: _is_ready(vault), lambda is_ready: not is_ready)
+    assert found
+    assert await _is_ready(vault)
 
 
 async def test_background_work_that_ends_stops_the_process() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
-from byok.keyvault.v1 import audit_service_pb2, audit_service_pb2_grpc
+from byok.keyvault.v1 import audit_service_pb2, audit_service_pb2_grpc, lease_service_pb2
 from byok.type.v1 import account_pb2, operation_pb2
 from services.keyvault.tests.integration.test_bad_input import violations
 from services.keyvault.tests.integration.vault import (
@@ -297,6 +297,29 @@ async def test_the_feed_tells_owners_affairs_with_a_checkpoint_that_covers_them(
     assert (len(first.entries), first.next_after_index) == (1, first.entries[0].audit_index)
     second = await witness.feed(first.next_after_index, page_size=1)
     assert [each.kind for each in second.entries] == [STATE_CHANGED]
+
+
+async def test_the_feed_tells_a_change_of_state_and_no_cool_down(vault: Vault) -> None:
+    """A throttled key rests, and nobody is told; a key without credit is in another state, and its owner is."""
+    await vault.bind()
+    key = await vault.working_key()
+    witness, edge = await Auditor.of(vault, "metering"), await Auditor.of(vault)
+    router = await vault.router()
+    (result,) = (await router.acquire(agent_item())).results
+    for kind, told in (
+        (lease_service_pb2.OUTCOME_KIND_RATE_LIMITED, []),
+        (lease_service_pb2.OUTCOME_KIND_NO_CREDIT, [STATE_CHANGED]),
+    ):
+        after = (await witness.feed()).next_after_index
+        outcome = lease_service_pb2.LeaseOutcome(
+            lease_id=result.lease.lease_id, key_id=key.key_id, key_version=result.lease.key_version, kind=kind
+        )
+        request = lease_service_pb2.ReportOutcomesRequest(holder=router.holder, outcomes=[outcome])
+        await router.leases.ReportOutcomes(request)
+        assert [each.audit_index for each in await edge.entries(key.key_id)][-1] > after
+        page = await witness.feed(after)
+        assert [each.kind for each in page.entries] == told
+        assert page.next_after_index > after
 
 
 async def test_the_feed_proves_that_it_continues_what_the_witness_holds(vault: Vault) -> None:

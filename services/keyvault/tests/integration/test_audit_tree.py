@@ -245,6 +245,10 @@ async def test_a_forged_entry_stops_the_signing_and_no_lease(
     assert error.metadata["auditIndex"] == str(bad)
     feed = audit_service_pb2.ReadFeedRequest(after_index=bad - 1, no_wait=True)
     assert (await refusal(stub.ReadFeed(feed))).reason == "AUDIT_LOG_CORRUPT"
+    # What was signed before it is told all the same, up to there and no further.
+    signed = await stub.ReadFeed(audit_service_pb2.ReadFeedRequest(no_wait=True))
+    assert signed.entries
+    assert signed.next_after_index == await checkpoint_of(vault) < bad
     await lease(vault)
     assert await checkpoint_of(vault) < bad
     newest = await stub.GetCheckpoint(audit_service_pb2.GetCheckpointRequest())
