@@ -1,16 +1,42 @@
 """The policy file: what it must not contain, and whom it lets through."""
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from byok.keyvault.v1 import lease_service_pb2 as pb
 from servicekit.errors import CallerNotAllowedError
-from servicekit.identity import AccessPolicy, PolicyError, current_caller
+from servicekit.identity import AccessPolicy, Caller, PolicyError, current_caller
 
 _SERVICES = [pb.DESCRIPTOR.services_by_name["LeaseService"]]
 _ROLES = '[roles]\nrouter = ["spiffe://byok.local/ns/*/sa/router"]\nroot = ["spiffe://byok.local/ns/ops/sa/router"]\n'
 _RPC = "byok.keyvault.v1.LeaseService/AcquireLeases"
+_KEY = ec.generate_private_key(ec.SECP256R1())
+_NAME = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
+_BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def certificate_with(*uris: str) -> bytes:
+    """Return a certificate with these URIs for its alternative names, in PEM."""
+    names = [x509.UniformResourceIdentifier._init_without_validation(uri) for uri in uris]
+    return (
+        x509.CertificateBuilder(_NAME, _NAME, _KEY.public_key(), 1, _BEGIN, _BEGIN + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .sign(_KEY, hashes.SHA256())
+        .public_bytes(serialization.Encoding.PEM)
+    )
+
+
+def identify(policy: AccessPolicy, uris: list[bytes] | None) -> Caller:
+    """Identify a caller whose certificate says the same as gRPC, as far as a certificate can say it."""
+    return policy.identify(
+        uris, certificate_with(*(uri.decode("ascii", "replace").replace("\ufffd", "?") for uri in uris or ()))
+    )
 
 
 @pytest.mark.parametrize(
@@ -51,11 +77,32 @@ def test_an_empty_list_lists_nobody() -> None:
     assert policy.listed == frozenset()
 
 
+@pytest.mark.parametrize("trust_domain", ["evil.example", "byok.local.evil.example", "BYOK.local", "byok", ""])
+def test_callers_of_another_trust_domain_are_refused(trust_domain: str) -> None:
+    """Where the one trust domain is told, the same path in another one has no role, whoever signed it."""
+    policy = AccessPolicy.load('[roles]\nrouter = ["spiffe://*/ns/*/sa/router"]\n[allow]\n', services=_SERVICES)
+    pinned = policy.within("byok.local")
+    assert identify(pinned, [b"spiffe://byok.local/ns/byok/sa/router"]).roles == {"router"}
+    with pytest.raises(CallerNotAllowedError):
+        identify(pinned, [f"spiffe://{trust_domain}/ns/byok/sa/router".encode()])
+
+
+@pytest.mark.parametrize(
+    "segment", ["", ".", "..", "a/b", "a?b", "a#b", "a%2Fb", "a b", "a:b", "a@b", "a\0b", "a\nb", "a\\b", "ä", "*"]
+)
+def test_a_wildcard_stands_for_what_spiffe_calls_a_segment(segment: str) -> None:
+    """No text in a namespace or a trust domain can look like another path to whoever reads the URI."""
+    policy = AccessPolicy.load('[roles]\nrouter = ["spiffe://*/ns/*/sa/router"]\n[allow]\n', services=_SERVICES)
+    for uri in (f"spiffe://byok.local/ns/{segment}/sa/router", f"spiffe://{segment}/ns/byok/sa/router"):
+        with pytest.raises(CallerNotAllowedError):
+            identify(policy, [uri.encode()])
+
+
 def test_a_caller_may_have_several_roles() -> None:
     """Every pattern that fits gives its role."""
     policy = AccessPolicy.load(f"{_ROLES}[allow]\n", services=_SERVICES)
-    assert policy.identify([b"spiffe://byok.local/ns/ops/sa/router"]).roles == {"router", "root"}
-    assert policy.identify([b"spiffe://byok.local/ns/byok/sa/router"]).roles == {"router"}
+    assert identify(policy, [b"spiffe://byok.local/ns/ops/sa/router"]).roles == {"router", "root"}
+    assert identify(policy, [b"spiffe://byok.local/ns/byok/sa/router"]).roles == {"router"}
 
 
 @pytest.mark.parametrize(
@@ -76,7 +123,24 @@ def test_whoever_is_not_exactly_one_known_name_is_nobody(uris: list[bytes] | Non
     """Only one URI that fits a pattern as a whole is an identity."""
     policy = AccessPolicy.load(f"{_ROLES}[allow]\n", services=_SERVICES)
     with pytest.raises(CallerNotAllowedError):
-        policy.identify(uris)
+        identify(policy, uris)
+
+
+@pytest.mark.parametrize("certificate", [b"", b"no certificate", b"-----BEGIN CERTIFICATE-----\nAAAA\n"])
+def test_a_certificate_that_is_not_understood_is_nobody(certificate: bytes) -> None:
+    """What gRPC has made of it is not believed alone."""
+    policy = AccessPolicy.load(f"{_ROLES}[allow]\n", services=_SERVICES)
+    with pytest.raises(CallerNotAllowedError):
+        policy.identify([b"spiffe://byok.local/ns/byok/sa/router"], certificate)
+
+
+def test_what_a_certificate_says_after_a_nul_counts() -> None:
+    """GRPC hands the URI over as C text, which ends at a NUL; a careless authority may sign what comes behind it."""
+    policy = AccessPolicy.load(f"{_ROLES}[allow]\n", services=_SERVICES)
+    uri = "spiffe://byok.local/ns/byok/sa/router"
+    assert policy.identify([uri.encode()], certificate_with(uri)).roles == {"router"}
+    with pytest.raises(CallerNotAllowedError):
+        policy.identify([uri.encode()], certificate_with(f"{uri}\0.evil.example"))
 
 
 def test_outside_of_a_call_there_is_no_caller() -> None:

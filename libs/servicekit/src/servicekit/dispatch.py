@@ -235,7 +235,7 @@ class Dispatcher:
 
     def _admit(self, gate: "_Gate", request: Any, context: "_Context", record: "_Record") -> float | None:
         """Check that this call may be served, make its context, and return when it must have ended."""
-        caller = self._policy.identify(_uris(context))
+        caller = self._policy.identify(*_peer(context))
         record.caller = caller.uri
         if not gate.admits(caller):
             raise CallerNotAllowedError("This caller is not listed for this call.", caller=caller.uri)
@@ -383,8 +383,11 @@ def _request_id(request: Any) -> str:
     return str(found)[:_REQUEST_ID_SHOWN_MAX]
 
 
-def _uris(context: "_Context") -> Sequence[bytes]:
-    return list(context.auth_context().get("peer_uri", ()))
+def _peer(context: "_Context") -> tuple[Sequence[bytes], bytes]:
+    """Return the URIs and the certificate of whoever calls."""
+    peer = context.auth_context()
+    certificates = list(peer.get("x509_pem_cert", ()))
+    return list(peer.get("peer_uri", ())), certificates[0] if len(certificates) == 1 else b""
 
 
 def _metadata(context: "_Context") -> Sequence[tuple[str, str | bytes]]:

@@ -96,7 +96,12 @@ class GrpcServer:
             log_successes=settings.log_successes,
         )
         self._dispatcher = Dispatcher(
-            policy=policy, errors=errors, limits=limits, metrics=metrics, refusals=self._refusals, tracer=tracer
+            policy=policy.within(settings.trust_domain),
+            errors=errors,
+            limits=limits,
+            metrics=metrics,
+            refusals=self._refusals,
+            tracer=tracer,
         )
         self._health = HealthServicer()
         self._certificates = CertificateFiles(settings.tls.files())

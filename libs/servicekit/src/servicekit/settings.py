@@ -40,6 +40,10 @@ Listen = Annotated[str, Field(pattern=r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_.-]+):\d
 """`host:port`; port 0 takes a free one."""
 
 
+TrustDomain = Annotated[str, Field(pattern=r"^[a-z0-9._-]{1,255}$")]
+"""A trust domain as SPIFFE spells it."""
+
+
 def _seconds(value: object) -> object:
     # The environment holds text only, and pydantic reads a bare number in text as nothing.
     if isinstance(value, str) and _NUMBER.fullmatch(value):
@@ -76,6 +80,8 @@ class ServerSettings(SettingsGroup):
     """The gRPC server."""
 
     tls: TlsSettings
+    trust_domain: TrustDomain | None = None
+    """The SPIFFE trust domain that callers must be of, such as `byok.example`; unset, the CA alone decides."""
     listen: Listen = "127.0.0.1:0"
     deadline_default: PositiveDuration = timedelta(seconds=30)
     """For calls that come without one."""

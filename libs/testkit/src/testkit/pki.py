@@ -64,6 +64,25 @@ class ThrowawayCa:
         ]
         return self._issue(service, names, life=life)
 
+    def issue_names(
+        self,
+        common_name: str,
+        names: Sequence[x509.GeneralName],
+        *,
+        start: datetime | None = None,
+        stem: str = "",
+        alternative_names: x509.ExtensionType | None = None,
+    ) -> TlsFiles:
+        """Issue a certificate with just these alternative names, in files named by `stem` or its common name.
+
+        `alternative_names` stands for all of them: the extension as it shall be, for what is no proper name.
+        """
+        return self._issue(stem or common_name, names, common_name=common_name, start=start, raw=alternative_names)
+
+    def issue_self_signed(self, service: str) -> TlsFiles:
+        """Issue a certificate with a service's identity that nobody but its own key has signed."""
+        return self._issue(f"{service}-self-signed", _identity_names(service), is_self_signed=True)
+
     def issue_expired(self, service: str) -> TlsFiles:
         """Issue a certificate that was good until yesterday."""
         return self._issue(
@@ -97,27 +116,31 @@ class ThrowawayCa:
         """Issue a certificate with an identity but no host name."""
         return self._issue(f"{service}-no-dns", [x509.UniformResourceIdentifier(service_uri(service))])
 
-    def _issue(
+    def _issue(  # noqa: PLR0913 (each is one way in which a certificate can be bad; keyword-only)
         self,
         file_name: str,
         names: Sequence[x509.GeneralName],
         *,
         life: timedelta = _LIFE,
         start: datetime | None = None,
+        common_name: str = "",
+        raw: x509.ExtensionType | None = None,
+        is_self_signed: bool = False,
     ) -> TlsFiles:
         key = ec.generate_private_key(ec.SECP256R1())
         begin = start or datetime.now(UTC) - _SKEW
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, file_name)])
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name or file_name)])
+        builder = _builder(subject, subject if is_self_signed else self._name, key.public_key(), begin, begin + life)
+        if names or raw is not None:
+            builder = builder.add_extension(raw or x509.SubjectAlternativeName(names), critical=False)
         certificate = (
-            _builder(subject, self._name, key.public_key(), begin, begin + life)
-            .add_extension(x509.SubjectAlternativeName(names), critical=False)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(
                 x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
                 critical=False,
             )
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
-            .sign(self._key, hashes.SHA256())
+            .sign(key if is_self_signed else self._key, hashes.SHA256())
         )
         self._serial += 1
         stem = f"{file_name}-{self._serial}"

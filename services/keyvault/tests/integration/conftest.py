@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from keyvault.settings import PostgresSettings, RevocationSettings, RootKeySettings, Settings
 from servicekit.settings import ServerSettings, TlsSettings
 from services.keyvault.tests.integration.vault import Vault
+from testkit.pki import TRUST_DOMAIN
 from testkit.postgres import create_database, drop_database, dsn_of_database
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def vault_settings(throwaway_ca: ThrowawayCa, root_key_file: Path) -> Callable[.
         usual: dict[str, Any] = {
             "server": ServerSettings(
                 tls=TlsSettings(certificate_file=tls.certificate, private_key_file=tls.private_key, ca_file=tls.ca),
+                trust_domain=TRUST_DOMAIN,
                 drain_grace=timedelta(seconds=2),
             ),
             "postgres": PostgresSettings(dsn=SecretStr(dsn), pool_max=4),

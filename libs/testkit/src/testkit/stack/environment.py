@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from servicekit.identity import TlsFiles
+from testkit.pki import TRUST_DOMAIN
 
 # What a Python process needs of its surroundings. Nothing else is inherited: a provider key in the developer's
 # environment has no business in a service, nor has a setting from another stack.
@@ -83,6 +84,7 @@ def _common(prefix: str, tls: TlsFiles, around: Surroundings) -> dict[str, str]:
             f"{prefix}SERVER__TLS__CERTIFICATE_FILE": str(tls.certificate),
             f"{prefix}SERVER__TLS__PRIVATE_KEY_FILE": str(tls.private_key),
             f"{prefix}SERVER__TLS__CA_FILE": str(tls.ca),
+            f"{prefix}SERVER__TRUST_DOMAIN": TRUST_DOMAIN,
             f"{prefix}TELEMETRY__LOG_LEVEL": around.log_level,
         }
         | extra
