@@ -17,6 +17,7 @@ from router.domain.leases import Account, AccountKind, Lease, LeaseQuery, NoKey,
 from router.domain.operations import Principal
 from router.domain.refusals import (
     AgentNotFoundError,
+    HaltedError,
     KeyCorruptError,
     ProviderKeyRevokedError,
     RouterError,
@@ -86,6 +87,7 @@ async def test_no_key_says_why() -> None:
     [
         (status("AGENT_NOT_FOUND"), AgentNotFoundError),
         (status("PROVIDER_KEY_REVOKED", grpc.StatusCode.FAILED_PRECONDITION), ProviderKeyRevokedError),
+        (status("HALTED", grpc.StatusCode.FAILED_PRECONDITION), HaltedError),
         (status("ENVELOPE_CORRUPT", grpc.StatusCode.DATA_LOSS), KeyCorruptError),
         (status("AUTHORITY_CORRUPT", grpc.StatusCode.DATA_LOSS), KeyCorruptError),
         (status("OVERLOADED", grpc.StatusCode.RESOURCE_EXHAUSTED), RouterOverloadedError),

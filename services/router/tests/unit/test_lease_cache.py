@@ -134,6 +134,8 @@ async def test_an_echo_counts_from_its_ping(custody: Custody) -> None:
         (AuthorityChange(authority_index=11, agent_id="agent-1"), True),
         (AuthorityChange(authority_index=11, agent_id="agent-2"), False),
         (AuthorityChange(authority_index=11, owner_id="owner-1"), True),
+        (AuthorityChange(authority_index=11, owner_id="owner-2"), False),
+        (AuthorityChange(authority_index=11, organization_id="org-1"), False),
         (AuthorityChange(authority_index=11, platform=True), False),
         (AuthorityChange(authority_index=11), True),
         (AuthorityChange(authority_index=10, key_id="key-1"), False),
@@ -154,6 +156,46 @@ async def test_a_change_ends_what_it_touches_and_nothing_else(
     else:
         custody.cache.ensure_usable(lease)
         assert await custody.cache.acquire(QUERY) is lease
+
+
+ORGANIZATION = Account(AccountKind.ORGANIZATION, "org-1")
+
+
+@pytest.mark.parametrize(
+    ("changes", "change", "ends"),
+    [
+        ({"account": ORGANIZATION}, AuthorityChange(authority_index=11, organization_id="org-1"), True),
+        ({"owned_by": ORGANIZATION}, AuthorityChange(authority_index=11, organization_id="org-1"), True),
+        ({"owned_by": ORGANIZATION}, AuthorityChange(authority_index=11, organization_id="org-2"), False),
+        ({"owner_id": "", "agent_id": ""}, AuthorityChange(authority_index=11, owner_id="owner-1"), True),
+        ({"owner_id": "", "agent_id": ""}, AuthorityChange(authority_index=11, owner_id="owner-2"), False),
+    ],
+)
+async def test_a_change_of_a_party_ends_what_is_on_its_account_or_its_key(
+    custody: Custody, changes: dict[str, object], change: AuthorityChange, *, ends: bool
+) -> None:
+    """An organization's halt ends its agents' leases; an owner's ends the test calls of their keys, too."""
+    custody.vault.changes = changes
+    lease = await custody.cache.acquire(QUERY)
+    assert isinstance(lease, Lease)
+    custody.authority.note_change(change)
+    if ends:
+        with pytest.raises(LeaseEndedError):
+            custody.cache.ensure_usable(lease)
+    else:
+        custody.cache.ensure_usable(lease)
+
+
+async def test_that_there_is_no_key_ends_with_a_change_of_the_organizations_keys(custody: Custody) -> None:
+    """A key that the organization adds or changes is found at once, also by an agent that had none."""
+    custody.vault.answer = replace(custody.bench.no_key(), account=ORGANIZATION)
+    await custody.cache.acquire(QUERY)
+    await custody.cache.acquire(QUERY)
+    assert len(custody.vault.asked) == 1
+    custody.authority.note_change(AuthorityChange(authority_index=11, key_id="key-9", organization_id="org-1"))
+    custody.vault.answer = replace(custody.vault.answer, authority_index=11)
+    await custody.cache.acquire(QUERY)
+    assert len(custody.vault.asked) == 2
 
 
 async def test_a_platform_change_ends_platform_leases(custody: Custody) -> None:
