@@ -172,5 +172,7 @@ def _behind(asked: FeedQuestion, state: TreeState) -> FeedPage:
 
 
 def _is_told(row: StoredLeaf) -> bool:
-    """Return whether owners are told of the entry: a state that did not change is a cool-down, and their own affair."""
+    """Return whether owners are told of the entry: not of a cool-down, nor of what was forgotten since."""
+    if not row.leaf:
+        return False
     return row.kind != EntryKind.KEY_STATE_CHANGED or any(name == STATE_BEFORE for name, _ in read_entry(row).details)

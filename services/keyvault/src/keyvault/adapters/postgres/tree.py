@@ -154,4 +154,4 @@ class PostgresTree(AuditTree):
 
 
 def _leaf(row: asyncpg.Record) -> StoredLeaf:
-    return StoredLeaf(row["audit_index"], row["kind"], row["subject"], row["leaf"], row["leaf_hash"])
+    return StoredLeaf(row["audit_index"], row["kind"], row["subject"], row["leaf"] or b"", row["leaf_hash"])
