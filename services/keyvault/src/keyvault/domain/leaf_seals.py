@@ -39,8 +39,8 @@ class LeafSealer:
     def seal(self, entry: AuditEntry) -> bytes:
         """Return the leaf of `entry` under a fresh salt."""
         self._follow()
-        unsealed = encode_leaf(entry, key_version=self._version)
-        return unsealed[:-LEAF_SEAL_BYTES] + self._seal_of(unsealed, entry.subject, self._version)
+        body = encode_leaf(entry, key_version=self._version)[:-LEAF_SEAL_BYTES]
+        return body + self._seal_of(body, entry.subject, self._version)
 
     def check(self, leaf: bytes, *, kind: int, subject: str) -> None:
         """Check that this service wrote `leaf`, for the columns that it stands beside.
@@ -54,8 +54,8 @@ class LeafSealer:
             version, leaf_kind = leaf_key_version(leaf)
         except CanonicalFormError:
             raise AuditLogCorruptError("these bytes are no leaf of the audit log", finding="LEAF_FORGED") from None
-        seal = leaf[-LEAF_SEAL_BYTES:]
-        if leaf_kind != kind or not hmac.compare_digest(self._seal_of(leaf, subject, version), seal):
+        body, seal = leaf[:-LEAF_SEAL_BYTES], leaf[-LEAF_SEAL_BYTES:]
+        if leaf_kind != kind or not hmac.compare_digest(self._seal_of(body, subject, version), seal):
             raise self._why(leaf, version)
 
     def _why(self, leaf: bytes, version: int) -> AuditLogCorruptError:
@@ -64,26 +64,26 @@ class LeafSealer:
             entry = decode_leaf(leaf)
         except CanonicalFormError:
             return AuditLogCorruptError("these bytes are no leaf of the audit log", finding="LEAF_FORGED")
-        if hmac.compare_digest(self._seal_of(leaf, entry.subject, version), leaf[-LEAF_SEAL_BYTES:]):
+        body, seal = leaf[:-LEAF_SEAL_BYTES], leaf[-LEAF_SEAL_BYTES:]
+        if hmac.compare_digest(self._seal_of(body, entry.subject, version), seal):
             return AuditLogCorruptError("a column says something else than its leaf", finding="COLUMN_DISAGREES")
         return AuditLogCorruptError("a leaf was not written by this service", finding="LEAF_FORGED")
 
-    def _seal_of(self, leaf: bytes, subject: str, version: int) -> bytes:
+    def _seal_of(self, body: bytes, subject: str, version: int) -> bytes:
+        keyed = self._contexts.get(version)
+        if keyed is None:
+            keyed = self._keyed(version)
+        context = keyed.copy()
         # A leaf tells its own length, so leaf and subject cannot blur into each other.
-        context = self._context(version)
-        context.update(leaf[:-LEAF_SEAL_BYTES])
-        context.update(subject.encode())
+        context.update(body + subject.encode())
         return context.digest()[:LEAF_SEAL_BYTES]
 
-    def _context(self, version: int) -> hmac.HMAC:
-        context = self._contexts.get(version)
-        if context is None:
-            if self._ring is None:
-                raise AssertionError("a ring is followed before anything is sealed")
-            context = self._ring.mac(KeyPurpose.AUTHORITY_MAC, version)
-            context.update(_PREFIX)
-            self._contexts[version] = context
-        return context.copy()
+    def _keyed(self, version: int) -> hmac.HMAC:
+        """Return what has taken key and prefix: to copy it is a third of beginning anew."""
+        context = self._keyring().mac(KeyPurpose.AUTHORITY_MAC, version)
+        context.update(_PREFIX)
+        self._contexts[version] = context
+        return context
 
     def _follow(self) -> None:
         """Forget what was made of an older snapshot of the ring."""
