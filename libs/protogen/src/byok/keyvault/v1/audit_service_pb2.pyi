@@ -329,11 +329,15 @@ class ListEntriesRequest(_message.Message):
     key_id: _builtins.str
     """The key. Required, but for an operator who names an agent or nothing."""
     agent_id: _builtins.str
-    """The agent, for an operator."""
+    """The agent, for an operator: what happened to the agent itself."""
     newest_first: _builtins.bool
-    """Newest first instead of oldest first."""
+    """Newest first instead of oldest first. By the order of the log, which is
+    that of time but for the differences of the replicas' clocks.
+    """
     page_size: _builtins.int
-    """At most this many; 50 by default, 1,000 at most."""
+    """At most this many; 50 by default, 1,000 at most. A page may be shorter, or
+    empty, and still not be the last.
+    """
     page_token: _builtins.str
     """`next_page_token` of the page before, with the same filter."""
     @_builtins.property
@@ -455,7 +459,9 @@ class ReadFeedResponse(_message.Message):
     checkpoint: _builtins.str
     """The newest signed checkpoint."""
     is_behind_witness: _builtins.bool
-    """The log is shorter than `witnessed_size`: it was rolled back."""
+    """The log, or what was signed of it, is shorter than `witnessed_size`: it was
+    rolled back. Then there are no entries and no proof.
+    """
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Entry]:
         """What owners are to be told of: kinds KEY_CREATED to KEY_REVOKED, changes of

@@ -94,8 +94,11 @@ class AuditServiceServicer:
     def ReadFeed(self, request, context):
         """Reads what owners are to be told of, after an index, and the newest
         checkpoint with a proof that it continues the one that the reader holds.
-        Waits for news up to `wait`. No side effects. Roles: `metering`, `operator`.
-        Errors: INVALID_ARGUMENT, AUDIT_LOG_CORRUPT.
+        Waits some seconds for news. The checkpoint covers every entry up to
+        `next_after_index`. When an entry is found that KeyVault did not write, what
+        was signed before it is still told, and then AUDIT_LOG_CORRUPT: nothing
+        after `after_index` can be signed. No side effects. Roles: `metering`,
+        `operator`. Errors: INVALID_ARGUMENT, AUDIT_LOG_CORRUPT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

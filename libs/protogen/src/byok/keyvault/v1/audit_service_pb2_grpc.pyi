@@ -28,8 +28,11 @@ class AuditServiceStub:
     ReadFeed: _aio.UnaryUnaryMultiCallable[_audit_service_pb2.ReadFeedRequest, _audit_service_pb2.ReadFeedResponse]
     """Reads what owners are to be told of, after an index, and the newest
     checkpoint with a proof that it continues the one that the reader holds.
-    Waits for news up to `wait`. No side effects. Roles: `metering`, `operator`.
-    Errors: INVALID_ARGUMENT, AUDIT_LOG_CORRUPT.
+    Waits some seconds for news. The checkpoint covers every entry up to
+    `next_after_index`. When an entry is found that KeyVault did not write, what
+    was signed before it is still told, and then AUDIT_LOG_CORRUPT: nothing
+    after `after_index` can be signed. No side effects. Roles: `metering`,
+    `operator`. Errors: INVALID_ARGUMENT, AUDIT_LOG_CORRUPT.
     """
     GetCheckpoint: _aio.UnaryUnaryMultiCallable[_audit_service_pb2.GetCheckpointRequest, _audit_service_pb2.GetCheckpointResponse]
     """The newest checkpoint, and the keys that sign checkpoints. No side effects.
@@ -79,8 +82,11 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_audit_service_pb2.ReadFeedResponse]:
         """Reads what owners are to be told of, after an index, and the newest
         checkpoint with a proof that it continues the one that the reader holds.
-        Waits for news up to `wait`. No side effects. Roles: `metering`, `operator`.
-        Errors: INVALID_ARGUMENT, AUDIT_LOG_CORRUPT.
+        Waits some seconds for news. The checkpoint covers every entry up to
+        `next_after_index`. When an entry is found that KeyVault did not write, what
+        was signed before it is still told, and then AUDIT_LOG_CORRUPT: nothing
+        after `after_index` can be signed. No side effects. Roles: `metering`,
+        `operator`. Errors: INVALID_ARGUMENT, AUDIT_LOG_CORRUPT.
         """
 
     @_abc_1.abstractmethod
