@@ -108,6 +108,16 @@ async def test_a_rolled_back_log_stops_admission_everywhere_until_it_is_accepted
     )
     assert isinstance((await third.admission.extend([extension]))[0], Extended)
 
+    # An answer that was paid for is given again; an operation that nobody knows may not even begin.
+    await first.flush()
+    command = to_settle.command
+    found = await third.admission.lookup(
+        command.call.request_id, agent_id="", account=account, body_hash=command.facts.body_hash
+    )
+    assert found.outcome is not None
+    with pytest.raises(CustodyLogRolledBackError):
+        await third.admission.lookup(third.new_id(), agent_id="", account=account, body_hash=bytes(16))
+
     # It grows again beyond what was witnessed: that it was rolled back stays true, and nobody reads any more.
     replicas.log.grow(10)
     reads = replicas.log.reads

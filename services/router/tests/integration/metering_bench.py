@@ -25,6 +25,7 @@ from router.domain.leases import Payer, PlatformCause
 from router.domain.receipts import CostSource, PricedUsage, UsageSource
 from router.domain.reservations import Attribution, Charge, Estimate, Grant, Reserve
 from servicekit.clock import SystemClock
+from servicekit.wire import grpc_code, status_trailers
 from services.router.tests.kit import OWNER
 from testkit.waiting import eventually
 
@@ -103,6 +104,8 @@ class FakeMetering(AdmissionServiceServicer):
     @override
     async def Lookup(self, request: pb.LookupRequest, context: Any) -> pb.LookupResponse:
         await self._enter("Lookup", context)
+        if self.final is None and self.refusal is not None:
+            await context.abort(grpc_code(self.refusal), self.refusal.message, status_trailers(self.refusal))
         if self.final is None:
             return pb.LookupResponse(state=pb.OPERATION_STATE_UNKNOWN)
         return pb.LookupResponse(state=pb.OPERATION_STATE_FINAL, final_outcome=self.final)

@@ -101,6 +101,16 @@ async def test_an_operation_that_is_closed_is_given_again() -> None:
         assert found == outcome
 
 
+async def test_a_lookup_tells_that_nothing_may_begin() -> None:
+    """Unless the operation is closed: what was paid is given."""
+    async with opened() as bench:
+        bench.metering.refusal = refusal(grpc.StatusCode.FAILED_PRECONDITION, "CUSTODY_LOG_ROLLED_BACK")
+        with pytest.raises(CustodyLogRolledBackError):
+            await bench.client.lookup(request_id="r", agent_id="a", account=None, body_hash=bytes(32))
+        bench.metering.final = reservation_pb2.FinalOutcome(sealed_answer=b"kept")
+        assert await bench.client.lookup(request_id="r", agent_id="a", account=None, body_hash=bytes(32)) is not None
+
+
 async def test_a_reserve_without_an_answer_is_tried_again_and_then_released() -> None:
     """It may stand at Metering: what we gave up, we also release."""
     async with opened() as bench:

@@ -8,7 +8,7 @@ import pytest
 from catalogue.models import Operation
 from router.domain.errors import ProviderTimeoutError
 from router.domain.leases import Account, AccountKind, PlatformCause
-from router.domain.refusals import CapReachedError
+from router.domain.refusals import CapReachedError, CustodyLogRolledBackError, SuiteUnavailableError
 from router.domain.wire import WireRequest, WireResponse
 from router.ports import KeyVerdict
 from services.router.tests.kit import Workbench, completion, failure, reply, vectors, verdict
@@ -87,6 +87,22 @@ async def test_a_failed_listing_never_rejects_a_key(bench: Workbench) -> None:
     found = await bench.validate_key(bench.validation(), deadline=bench.deadline)
     assert found.verdict == KeyVerdict.VALID
     assert found.models == ()
+
+
+async def test_a_rolled_back_custody_log_keeps_a_key_from_being_listed_with(bench: Workbench) -> None:
+    """Listing costs nothing and is not reserved; a key that was revoked would be sent to the provider all the same."""
+    bench.admission.refusal = CustodyLogRolledBackError()
+    with pytest.raises(CustodyLogRolledBackError):
+        await bench.validate_key(bench.validation(), deadline=bench.deadline)
+    assert (bench.provider.requests, bench.keys.validations) == ([], [])
+
+
+async def test_a_metering_that_is_away_keeps_no_key_from_being_listed_with(bench: Workbench) -> None:
+    """What is free needs nothing of it; the probe, which is paid for, does."""
+    bench.admission.refusal = SuiteUnavailableError(service="metering")
+    with pytest.raises(SuiteUnavailableError):
+        await bench.validate_key(bench.validation(), deadline=bench.deadline)
+    assert [request.method for request in bench.provider.requests] == ["GET"]
 
 
 async def test_a_provider_that_is_away_says_nothing_of_the_key(bench: Workbench) -> None:

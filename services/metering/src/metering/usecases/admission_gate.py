@@ -85,7 +85,7 @@ class AdmissionGate:
             DependencyUnavailableError: The licence has ended, or how KeyVault's log stands was not read yet.
             OverloadedError: A backlog is at its bound.
         """
-        self._ensure_custody()
+        self.ensure_custody()
         licence = self.enter_to_finish()
         if self._clock.monotonic() >= self._until:
             raise DependencyUnavailableError(
@@ -96,7 +96,13 @@ class AdmissionGate:
             raise OverloadedError(f"Nothing new is admitted: {reasons}. Retry soon.")
         return licence
 
-    def _ensure_custody(self) -> None:
+    def ensure_custody(self) -> None:
+        """Check that KeyVault's log continues what was witnessed of it, so that something new may begin.
+
+        Raises:
+            CustodyLogRolledBackError: It contradicts it.
+            DependencyUnavailableError: How it stands was not read yet.
+        """
         if self._rolled_back_size is not None:
             raise CustodyLogRolledBackError(
                 "KeyVault's audit log is not the one that was witnessed: it was restored from a backup, or edited. "

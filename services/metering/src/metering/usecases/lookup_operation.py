@@ -1,4 +1,4 @@
-"""Looking an operation up: a revoked key must not hide an answer that was paid."""
+"""Looking an operation up: a revoked key must not hide an answer that was paid, and a free call may begin or not."""
 
 import msgspec
 
@@ -52,6 +52,7 @@ class LookupOperation:
 
         Raises:
             RequestIdReusedError: The id was used with another body.
+            CustodyLogRolledBackError: It is not closed, and nothing new may begin.
             RebuildingError: Counters are being rebuilt.
             DependencyUnavailableError: Redis or Postgres cannot be reached.
             AgentNotFoundError: No account is named and the agent is not registered.
@@ -69,6 +70,7 @@ class LookupOperation:
             self._gate.suspect()
             raise RebuildingError("Counters are being rebuilt from the ledger; retry soon.")
         if found.state is not OperationState.FINAL:
+            self._gate.ensure_custody()
             return LookupResult(found)
         outcome = await self._outcomes.read(
             request_id, named, licence, sequence=found.sequence, attempts=found.attempts

@@ -162,11 +162,12 @@ class MemoryAdmission(Admission):
         self, *, request_id: str, agent_id: str, account: Account | None, body_hash: bytes
     ) -> FinalOutcome | None:
         operation = self.operations.get((request_id, agent_id))
-        if operation is None:
-            return None
-        if operation.body_hash != body_hash:
+        if operation is not None and operation.body_hash != body_hash:
             raise RequestIdReusedError
-        return operation.final
+        final = operation.final if operation is not None else None
+        if final is None and self.refusal is not None:
+            raise self.refusal
+        return final
 
     def _fit(self, reserve: Reserve) -> int:
         room = self.cap_nano_usd - self.used_nano_usd - sum(self.holds.values())

@@ -35,7 +35,12 @@ from router.adapters.reservation_messages import (
     unknown_release_item,
 )
 from router.domain.receipts import Settlement
-from router.domain.refusals import CallClosedError, RequestIdReusedError, SuiteUnavailableError
+from router.domain.refusals import (
+    CallClosedError,
+    CustodyLogRolledBackError,
+    RequestIdReusedError,
+    SuiteUnavailableError,
+)
 from router.domain.reservations import FinalOutcome, Grant, Reserve
 from router.messages import account_message
 from router.ports import Admission
@@ -200,6 +205,8 @@ class MeteringClient(Admission):
             refused = error_from_rpc(error)
             if refused.reason == "REQUEST_ID_REUSED":
                 raise RequestIdReusedError from None
+            if refused.reason == "CUSTODY_LOG_ROLLED_BACK":
+                raise CustodyLogRolledBackError from None
             raise SuiteUnavailableError(service="metering", retry_after=refused.retry_after) from None
         if response.state != OPERATION_STATE_FINAL:
             return None

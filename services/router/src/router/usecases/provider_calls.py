@@ -36,6 +36,7 @@ from router.usecases.paid_calls import AlreadyFinal, Funding, Held, Paid, Questi
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from router.domain.leases import Account
     from router.domain.routes import Route
     from router.domain.selection import RouteSelection
     from router.domain.wire import WireRequest, WireResponse
@@ -181,10 +182,11 @@ class ProviderCalls:
             platform_cause=missing.cause,
         )
 
-    async def _raise_if_final(self, run: Run) -> None:
+    async def _raise_if_final(self, run: Run, account: Account | None = None) -> None:
+        """Check that there is no outcome yet; one that may not even begin says so too."""
         try:
             outcome = await self._admission.lookup(
-                request_id=run.request_id, agent_id=run.agent_id, account=None, body_hash=run.body_hash
+                request_id=run.request_id, agent_id=run.agent_id, account=account, body_hash=run.body_hash
             )
         except SuiteUnavailableError:
             return
@@ -315,9 +317,12 @@ class ProviderCalls:
         """Make a call that no vendor bills, such as a listing of models, without a reservation.
 
         Raises:
+            AlreadyFinal: The operation is closed.
+            CustodyLogRolledBackError: No call may begin: a key that was revoked may be in force again.
             LeaseEndedError: The lease ended before anything was sent.
             ProviderError: Nothing came back.
         """
+        await self._raise_if_final(run, lease.account)
         now = self._clock.monotonic()
         attempt = Attempt(
             provider=lease.provider,

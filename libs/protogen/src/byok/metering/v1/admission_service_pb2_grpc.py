@@ -78,7 +78,8 @@ class AdmissionServiceServicer:
         step each. Safe to repeat by the same holder.
         Errors of an item: INVALID_ARGUMENT, CAP_REACHED, PLATFORM_NOT_PAYING,
         REQUEST_ID_REUSED, IN_PROGRESS, AGENT_NOT_FOUND, ACCOUNT_NOT_FOUND,
-        OVERLOADED. Errors of the call: REBUILDING, DEPENDENCY_UNAVAILABLE.
+        OVERLOADED. Errors of the call: REBUILDING, DEPENDENCY_UNAVAILABLE,
+        CUSTODY_LOG_ROLLED_BACK.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -114,8 +115,10 @@ class AdmissionServiceServicer:
 
     def Lookup(self, request, context):
         """What is known of an operation: asked before failing for want of a lease, so
-        that a revoked key does not hide an answer already paid. No side effects.
-        Errors: INVALID_ARGUMENT, REQUEST_ID_REUSED, REBUILDING, DEPENDENCY_UNAVAILABLE.
+        that a revoked key does not hide an answer already paid; and before a call
+        that costs nothing and is not reserved. No side effects.
+        Errors: INVALID_ARGUMENT, REQUEST_ID_REUSED, REBUILDING, DEPENDENCY_UNAVAILABLE,
+        CUSTODY_LOG_ROLLED_BACK (it is not FINAL, and nothing may begin).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

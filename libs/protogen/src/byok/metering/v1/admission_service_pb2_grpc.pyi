@@ -23,7 +23,8 @@ class AdmissionServiceStub:
     step each. Safe to repeat by the same holder.
     Errors of an item: INVALID_ARGUMENT, CAP_REACHED, PLATFORM_NOT_PAYING,
     REQUEST_ID_REUSED, IN_PROGRESS, AGENT_NOT_FOUND, ACCOUNT_NOT_FOUND,
-    OVERLOADED. Errors of the call: REBUILDING, DEPENDENCY_UNAVAILABLE.
+    OVERLOADED. Errors of the call: REBUILDING, DEPENDENCY_UNAVAILABLE,
+    CUSTODY_LOG_ROLLED_BACK.
     """
     SettleBatch: _aio.UnaryUnaryMultiCallable[_admission_service_pb2.SettleBatchRequest, _admission_service_pb2.SettleBatchResponse]
     """Puts the truth in the place of the hold. Idempotent for life: an id settled
@@ -43,8 +44,10 @@ class AdmissionServiceStub:
     """
     Lookup: _aio.UnaryUnaryMultiCallable[_admission_service_pb2.LookupRequest, _admission_service_pb2.LookupResponse]
     """What is known of an operation: asked before failing for want of a lease, so
-    that a revoked key does not hide an answer already paid. No side effects.
-    Errors: INVALID_ARGUMENT, REQUEST_ID_REUSED, REBUILDING, DEPENDENCY_UNAVAILABLE.
+    that a revoked key does not hide an answer already paid; and before a call
+    that costs nothing and is not reserved. No side effects.
+    Errors: INVALID_ARGUMENT, REQUEST_ID_REUSED, REBUILDING, DEPENDENCY_UNAVAILABLE,
+    CUSTODY_LOG_ROLLED_BACK (it is not FINAL, and nothing may begin).
     """
     ListWatermarks: _aio.UnaryUnaryMultiCallable[_admission_service_pb2.ListWatermarksRequest, _admission_service_pb2.ListWatermarksResponse]
     """How far each partition is durable in Postgres. No side effects.
@@ -66,7 +69,8 @@ class AdmissionServiceServicer(metaclass=_abc_1.ABCMeta):
         step each. Safe to repeat by the same holder.
         Errors of an item: INVALID_ARGUMENT, CAP_REACHED, PLATFORM_NOT_PAYING,
         REQUEST_ID_REUSED, IN_PROGRESS, AGENT_NOT_FOUND, ACCOUNT_NOT_FOUND,
-        OVERLOADED. Errors of the call: REBUILDING, DEPENDENCY_UNAVAILABLE.
+        OVERLOADED. Errors of the call: REBUILDING, DEPENDENCY_UNAVAILABLE,
+        CUSTODY_LOG_ROLLED_BACK.
         """
 
     @_abc_1.abstractmethod
@@ -110,8 +114,10 @@ class AdmissionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_admission_service_pb2.LookupRequest, _abc.Awaitable[_admission_service_pb2.LookupResponse]],
     ) -> _abc.Awaitable[_admission_service_pb2.LookupResponse]:
         """What is known of an operation: asked before failing for want of a lease, so
-        that a revoked key does not hide an answer already paid. No side effects.
-        Errors: INVALID_ARGUMENT, REQUEST_ID_REUSED, REBUILDING, DEPENDENCY_UNAVAILABLE.
+        that a revoked key does not hide an answer already paid; and before a call
+        that costs nothing and is not reserved. No side effects.
+        Errors: INVALID_ARGUMENT, REQUEST_ID_REUSED, REBUILDING, DEPENDENCY_UNAVAILABLE,
+        CUSTODY_LOG_ROLLED_BACK (it is not FINAL, and nothing may begin).
         """
 
     @_abc_1.abstractmethod
