@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from keyvault.domain.leaf_seals import LeafSealer
     from keyvault.ports import KeyringSource, StoredLeaf
 
-REMEMBERED_HASHES: Final = 65_536
+REMEMBERED_HASHES: Final = 16_384
 """Newest leaf hashes that are remembered. A leaf that comes again among them was copied: its salt was drawn once."""
 
 
