@@ -10,6 +10,7 @@ CREATE TABLE agent_ai_key_checks (
     state            smallint    NOT NULL,
     key_version      bigint      NOT NULL,
     attempts         integer     NOT NULL,
+    validate_time    timestamptz,
     next_check_time  timestamptz,
     expire_time      timestamptz,
     next_notice_time timestamptz,
@@ -196,4 +197,3 @@ BEGIN
     PERFORM append_audit_entries(ARRAY[p_kind], ARRAY[p_subject], ARRAY[p_leaf]);
     RETURN true;
 END $$;
-CREATE TABLE IF NOT EXISTS backups (backup_id text PRIMARY KEY, snapshot_time timestamptz NOT NULL, expire_time timestamptz NOT NULL);

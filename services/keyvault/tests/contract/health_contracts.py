@@ -150,6 +150,23 @@ class KeyCheckStoreContract:
             now = due
         assert lives == [2 * MINUTE, 4 * MINUTE, 8 * MINUTE, 16 * MINUTE]
 
+    async def test_a_claim_ends_with_its_report(self, stores: HealthStores, scribe: Scribe) -> None:
+        """A key that was tested, or has another secret, may be claimed again; another change of it ends no claim."""
+        await scribe.put(numbered(1))
+        await planned(stores)
+        changes: list[tuple[dict[str, Any], bool]] = [
+            ({"label": "other"}, False),
+            ({"state": KeyState.FAILING}, False),
+            ({"validate_time": NOW}, True),
+            ({"validate_time": NOW, "key_version": 2}, True),
+        ]
+        for index, (change, is_over) in enumerate(changes, start=1):
+            await stores.checks.claim(claim())
+            await scribe.put(numbered(1, **change), expected_index=index, with_secret=False)
+            await planned(stores)
+            again = await stores.checks.claim(claim("router-2"))
+            assert again == ([key_id(1)] if is_over else [])
+
     async def test_eight_claimers_get_no_key_twice(self, stores: HealthStores, scribe: Scribe) -> None:
         """Claimed at once, by any number, each key is one claimer's; and all are claimed."""
         for number in range(1, 65):

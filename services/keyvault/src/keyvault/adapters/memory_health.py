@@ -69,6 +69,8 @@ class MemoryKeyChecks(KeyCheckStore):
         for check in checks:
             before = self._checks.get(check.provider_key_id)
             if before is None or before.planned_index < check.planned_index:
+                if before is None or _of_test(before) != _of_test(check):
+                    self._claimed_until.pop(check.provider_key_id, None)
                 self._checks[check.provider_key_id] = check
         for key_id in ended:
             self._checks.pop(key_id, None)
@@ -302,6 +304,10 @@ class MemoryCorruptionLog(CorruptionLog):
         self._found.add(name)
         await self._authority.append([entry])
         return True
+
+
+def _of_test(check: KeyCheck) -> tuple[datetime | None, int]:
+    return (check.validate_time, check.key_version)
 
 
 def _present(authority: MemoryAuthority) -> list[KeyRow]:

@@ -42,6 +42,7 @@ class KeyCheck:
     state: KeyState
     key_version: int
     attempts: int
+    validate_time: datetime | None
     next_check_time: datetime | None
     expire_time: datetime | None
     next_notice_time: datetime | None
@@ -75,6 +76,7 @@ def plan_check(before: KeyCheck | None, stored: StoredKey, *, rules: CheckRules,
         state=key.state,
         key_version=key.key_version,
         attempts=attempts,
+        validate_time=key.validate_time,
         next_check_time=_next_check(key, attempts, rules, drawn),
         expire_time=expire_time,
         next_notice_time=None if expire_time is None else expire_time - max(rules.notices),

@@ -61,7 +61,8 @@ class KeyCheckStore(Protocol):
     async def plan(self, checks: Sequence[KeyCheck], ended: Sequence[str], changed: ChangedKeys) -> None:
         """Keep plans, forget those of keys that have ended, and move the position from where `changed` began.
 
-        A plan by a newer row stands. A position that another replica moved is left where it is.
+        A plan by a newer row stands. A claim ends when the key was tested since, or has another secret. A position that
+        another replica moved is left where it is.
         """
         ...
 

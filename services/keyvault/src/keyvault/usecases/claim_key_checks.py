@@ -25,8 +25,8 @@ CLAIMS_DEFAULT: Final = 16
 CLAIMS_MAX: Final = 64
 _WINDOW: Final = timedelta(minutes=1)
 _AT_ONCE: Final = timedelta(seconds=1)
-_SOON: Final = timedelta(seconds=5)
-_LATER: Final = timedelta(minutes=1)
+_SOON: Final = timedelta(seconds=2)
+_LATER: Final = timedelta(seconds=10)
 _PUT_OFF: Final = timedelta(minutes=5)
 
 

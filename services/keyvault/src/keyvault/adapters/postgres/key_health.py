@@ -34,8 +34,8 @@ _CHANGED: Final = """
     ) k ON true
 """
 _CHECKS: Final = """
-    SELECT provider_key_id, planned_index, provider, state, key_version, attempts, next_check_time, expire_time,
-           next_notice_time
+    SELECT provider_key_id, planned_index, provider, state, key_version, attempts, validate_time, next_check_time,
+           expire_time, next_notice_time
     FROM agent_ai_key_checks WHERE provider_key_id = ANY($1)
 """
 _PLAN: Final = """
@@ -46,12 +46,16 @@ _PLAN: Final = """
         DELETE FROM agent_ai_key_checks WHERE provider_key_id = ANY($3)
     )
     INSERT INTO agent_ai_key_checks AS c (
-        provider_key_id, planned_index, provider, state, key_version, attempts, next_check_time, expire_time,
-        next_notice_time)
+        provider_key_id, planned_index, provider, state, key_version, attempts, validate_time, next_check_time,
+        expire_time, next_notice_time)
     SELECT * FROM unnest(
         $4::text[], $5::bigint[], $6::text[], $7::smallint[], $8::bigint[], $9::integer[], $10::timestamptz[],
-        $11::timestamptz[], $12::timestamptz[])
+        $11::timestamptz[], $12::timestamptz[], $13::timestamptz[])
     ON CONFLICT (provider_key_id) DO UPDATE SET
+        claimed_until = CASE
+            WHEN (c.validate_time, c.key_version) IS NOT DISTINCT FROM (excluded.validate_time, excluded.key_version)
+            THEN c.claimed_until
+        END, validate_time = excluded.validate_time,
         planned_index = excluded.planned_index, provider = excluded.provider, state = excluded.state,
         key_version = excluded.key_version, attempts = excluded.attempts, next_check_time = excluded.next_check_time,
         expire_time = excluded.expire_time, next_notice_time = excluded.next_notice_time
@@ -116,6 +120,7 @@ class PostgresKeyChecks(KeyCheckStore):
             [int(check.state) for check in checks],
             [check.key_version for check in checks],
             [check.attempts for check in checks],
+            [check.validate_time for check in checks],
             [check.next_check_time for check in checks],
             [check.expire_time for check in checks],
             [check.next_notice_time for check in checks],
@@ -185,6 +190,7 @@ def _check(row: asyncpg.Record) -> KeyCheck:
         state=KeyState(row["state"]),
         key_version=row["key_version"],
         attempts=row["attempts"],
+        validate_time=row["validate_time"],
         next_check_time=row["next_check_time"],
         expire_time=row["expire_time"],
         next_notice_time=row["next_notice_time"],
