@@ -36,6 +36,7 @@ from router.resilience.retrying import RetryBudget, RetryingTransport
 from router.settings import Settings
 from router.transports.direct import TransportLimits, open_direct_transport
 from router.usecases.activity import Activity
+from router.usecases.check_due_keys import CheckDueKeys
 from router.usecases.costs import Costs
 from router.usecases.evaluate_guardrail import EvaluateGuardrail
 from router.usecases.generate_embeddings import GenerateEmbeddings
@@ -46,6 +47,7 @@ from router.usecases.validate_key import ValidateKey
 from servicekit.admin import AdminServer
 from servicekit.channels import open_channel
 from servicekit.clock import Clock, SystemClock
+from servicekit.errors import DomainError
 from servicekit.identity import AccessPolicy
 from servicekit.ids import new_uuid7
 from servicekit.metrics import Metrics
@@ -57,6 +59,8 @@ from servicekit.tracing import make_tracer
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
 
+    from router.domain.answers import ValidationAnswer
+    from router.domain.leases import DueKey
     from router.domain.receipts import Receipt
     from router.ports import ProviderTransport
     from servicekit.channels import RotatingChannel
@@ -93,6 +97,15 @@ class _Custody:
     cache: LeaseCache
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _UseCases:
+    """What is done for callers."""
+
+    evaluate_guardrail: EvaluateGuardrail
+    generate_embeddings: GenerateEmbeddings
+    validate_key: ValidateKey
+
+
 def _announce(grpc_port: int, admin_port: int) -> None:
     announce_ready(grpc_port=grpc_port, admin_port=admin_port)
 
@@ -115,7 +128,8 @@ async def serve(
         journal = SettlementJournal(settings.metering.journal_max)
         admission = await _open_admission(base, journal, stack)
         transport = await _open_transport(base, stack)
-        server = _server(base, custody, admission, transport)
+        usecases = _usecases(base, custody, admission, transport)
+        server = _server(base, usecases, admission)
         admin = AdminServer(
             settings.admin,
             readiness=lambda: {"serving": server.is_serving, "keyvault_watch": custody.authority.is_in_contact},
@@ -126,6 +140,8 @@ async def serve(
         await stack.enter_async_context(_running(custody.watch.run()))
         await stack.enter_async_context(_running(custody.cache.keep_clean()))
         await stack.enter_async_context(_running(admission.keep_settling()))
+        if settings.due_keys.keys_max:
+            await stack.enter_async_context(_running(_check_due_keys(base, custody, usecases)))
         await stack.enter_async_context(server)
         announce(server.port, admin.port)
         await stop.wait()
@@ -221,9 +237,9 @@ async def _open_transport(base: _Base, stack: contextlib.AsyncExitStack) -> Prov
     return RetryingTransport(direct, budget=budget, clock=base.clock, draw=random.SystemRandom())
 
 
-def _server(base: _Base, custody: _Custody, admission: MeteringClient, transport: ProviderTransport) -> GrpcServer:
+def _server(base: _Base, usecases: _UseCases, admission: MeteringClient) -> GrpcServer:
     settings = base.settings
-    operations, providers = _servicers(base, custody, admission, transport)
+    operations, providers = _servicers(base, usecases)
     policy = AccessPolicy.load(
         ACCESS_FILE,
         services=[
@@ -252,9 +268,7 @@ def _tell_refusal(refusal: Refusal) -> None:
     _log.warning("caller.refused", caller=refusal.caller, method=refusal.method, count=refusal.count)
 
 
-def _servicers(
-    base: _Base, custody: _Custody, admission: MeteringClient, transport: ProviderTransport
-) -> tuple[OperationServicer, ProviderServicer]:
+def _usecases(base: _Base, custody: _Custody, admission: MeteringClient, transport: ProviderTransport) -> _UseCases:
     settings, clock, activity = base.settings, base.clock, base.activity
     catalogue = load_catalogue()
     prices = GenaiPriceBook([PriceOverride(**dict(row)) for row in settings.prices])
@@ -273,25 +287,60 @@ def _servicers(
         limits=_call_limits(settings),
         activity=activity,
     )
-    operations = OperationServicer(
+    return _UseCases(
         evaluate_guardrail=EvaluateGuardrail(
             calls=calls, vendors=vendors, prompts=prompts, seal=seal, clock=clock, activity=activity
         ),
         generate_embeddings=GenerateEmbeddings(calls=calls, vendors=vendors, seal=seal, clock=clock, activity=activity),
-        clock=clock,
+        validate_key=ValidateKey(
+            keys=custody.cache,
+            calls=calls,
+            routes=routes,
+            vendors=vendors,
+            prompts=prompts,
+            seal=seal,
+            clock=clock,
+            activity=activity,
+        ),
+    )
+
+
+def _servicers(base: _Base, usecases: _UseCases) -> tuple[OperationServicer, ProviderServicer]:
+    operations = OperationServicer(
+        evaluate_guardrail=usecases.evaluate_guardrail,
+        generate_embeddings=usecases.generate_embeddings,
+        clock=base.clock,
         count=_counter(base.metrics),
     )
-    validate_key = ValidateKey(
-        keys=custody.cache,
-        calls=calls,
-        routes=routes,
-        vendors=vendors,
-        prompts=prompts,
-        seal=seal,
-        clock=clock,
-        activity=activity,
+    return operations, ProviderServicer(validate_key=usecases.validate_key, clock=base.clock)
+
+
+async def _check_due_keys(base: _Base, custody: _Custody, usecases: _UseCases) -> None:
+    settings = base.settings.due_keys
+    check = CheckDueKeys(
+        keys=custody.client,
+        validate_key=usecases.validate_key,
+        clock=base.clock,
+        keys_max=settings.keys_max,
+        timeout=settings.timeout,
+        tell=_tell_due_key,
     )
-    return operations, ProviderServicer(validate_key=validate_key, clock=clock)
+    pause = settings.first_pause
+    while True:
+        await base.clock.sleep(pause)
+        try:
+            pause = await check()
+        except DomainError as error:
+            _log.warning("due_keys.not_claimed", error=type(error).__name__)
+            pause = settings.pause_after_refusal
+
+
+def _tell_due_key(due: DueKey, outcome: ValidationAnswer | DomainError) -> None:
+    key_id = due.lease.key_id
+    if isinstance(outcome, DomainError):
+        _log.warning("due_key.not_tested", provider_key_id=key_id, error=type(outcome).__name__)
+    else:
+        _log.info("due_key.tested", provider_key_id=key_id, verdict=outcome.verdict, is_free=due.is_free)
 
 
 def _call_limits(settings: Settings) -> CallLimits:

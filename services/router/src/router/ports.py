@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
 from typing import Protocol
 
 from catalogue.models import Operation
 from router.domain.errors import ProviderError
-from router.domain.leases import Account, Lease, LeaseQuery, NoKey, Outcome
+from router.domain.leases import Account, DueKey, Lease, LeaseQuery, NoKey, Outcome
 from router.domain.receipts import Settlement
 from router.domain.reservations import Charge, FinalOutcome, Grant, Release, Reserve
 from router.domain.wire import WireRequest, WireResponse
@@ -113,6 +114,18 @@ class KeyAuthority(Protocol):
         ...
 
 
+class DueKeys(Protocol):
+    """Keys that are due for a test call, whoever asked for one last."""
+
+    async def claim_due(self, keys_max: int, /) -> tuple[Sequence[DueKey], timedelta]:
+        """Claim keys that nobody else tests meanwhile, and say when it is worth asking again.
+
+        Raises:
+            DomainError: KeyVault refused, or cannot be reached.
+        """
+        ...
+
+
 class Admission(Protocol):
     """Holds on every limit, and their settlement."""
 
@@ -152,6 +165,7 @@ class Admission(Protocol):
 
         Raises:
             RequestIdReusedError: The request id was used with another body.
+            CustodyLogRolledBackError: It is not closed, and nothing may begin.
             SuiteUnavailableError: Metering cannot be reached.
         """
         ...

@@ -128,6 +128,19 @@ class HoldSettings(SettingsGroup):
     """At most."""
 
 
+class DueKeySettings(SettingsGroup):
+    """Test calls of keys that KeyVault says are due."""
+
+    keys_max: Annotated[int, Field(ge=0, le=64)] = 16
+    """Keys tested at once by this process; 0 leaves it to others."""
+    first_pause: PositiveDuration = timedelta(seconds=10)
+    """After the start, before the first claim."""
+    pause_after_refusal: PositiveDuration = timedelta(minutes=1)
+    """When KeyVault hands out no keys; otherwise it says when to ask again."""
+    timeout: PositiveDuration = timedelta(seconds=60)
+    """For the test of one key; below KeyVault's life of a claim."""
+
+
 class PriceSettings(SettingsGroup):
     """An operator's own price of one model, in USD per million tokens."""
 
@@ -152,6 +165,7 @@ class Settings(ServiceSettings):
     egress: EgressSettings = EgressSettings()
     retry: RetrySettings = RetrySettings()
     hold: HoldSettings = HoldSettings()
+    due_keys: DueKeySettings = DueKeySettings()
     prices: tuple[PriceSettings, ...] = ()
     """Prices that come before the catalogue's."""
     embedding_request_bytes_max: Count = 64 * 1024 * 1024

@@ -16,14 +16,17 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 from google.protobuf.message import DecodeError
+from typing_extensions import override
 
-from byok.keyvault.v1 import lease_pb2
+from byok.keyvault.v1 import lease_pb2, provider_key_pb2
 from byok.keyvault.v1.lease_service_pb2 import (
     AcquireLeasesRequest,
+    ClaimKeysForValidationRequest,
     LeaseOutcome,
     ReportOutcomesRequest,
     ReportValidationRequest,
 )
+from catalogue.models import Operation
 from router.adapters.lease_messages import (
     VERDICTS,
     lease_item,
@@ -32,18 +35,19 @@ from router.adapters.lease_messages import (
     outcome_message,
     refusal_by_keyvault,
 )
-from router.domain.leases import OutcomeKind
+from router.domain.leases import AccountKind, DueKey, Lease, LeaseQuery, OutcomeKind
 from router.domain.refusals import KeyCorruptError, SuiteUnavailableError
 from router.messages import OPERATIONS
+from router.ports import DueKeys
 from servicekit.coalescer import Coalescer, CoalescerLimits
 from servicekit.wire import error_from_rpc, remote_error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from byok.keyvault.v1.lease_service_pb2 import AcquireLeasesResponse
+    from byok.keyvault.v1.lease_service_pb2 import AcquireLeasesResponse, ClaimKeysForValidationResponse
     from byok.keyvault.v1.lease_service_pb2_grpc import LeaseServiceStub
-    from router.domain.leases import Lease, LeaseQuery, NoKey, Outcome
+    from router.domain.leases import NoKey, Outcome
     from router.ports import ValidationReport
     from servicekit.clock import Clock
 
@@ -68,7 +72,7 @@ class KeyVaultLimits:
     queue_max: int
 
 
-class KeyVaultClient:
+class KeyVaultClient(DueKeys):
     """A client of one KeyVault target; belongs to one event loop."""
 
     def __init__(self, stub: LeaseServiceStub, *, holder: str, limits: KeyVaultLimits, clock: Clock) -> None:
@@ -141,6 +145,28 @@ class KeyVaultClient:
             raise refusal_by_keyvault(error_from_rpc(error), key_id=lease.key_id) from None
         return response.key.SerializeToString()
 
+    @override
+    async def claim_due(self, keys_max: int, /) -> tuple[Sequence[DueKey], timedelta]:
+        request_time = self._clock.monotonic()
+        request = ClaimKeysForValidationRequest(
+            holder=self._holder, recipient_public_key=self._public_key, claims_max=keys_max
+        )
+        try:
+            response = await self._stub.ClaimKeysForValidation(
+                request, timeout=self._limits.lease_timeout.total_seconds()
+            )
+        except grpc.aio.AioRpcError as error:
+            raise refusal_by_keyvault(error_from_rpc(error)) from None
+        secrets = self._open(response)
+        due = []
+        for result in response.results:
+            query = LeaseQuery(operation=Operation.KEY_VALIDATION, key_id=result.lease.key_id)
+            lease = _result(result, query, secrets, request_time)
+            # What does not open is left: its claim ends by itself, and KeyVault has said what is wrong.
+            if isinstance(lease, Lease):
+                due.append(DueKey(lease=lease, is_free=_is_free(lease, result.lease.state)))
+        return due, response.retry_after.ToTimedelta()
+
     async def aclose(self) -> None:
         """Send what is queued."""
         await self._leases.aclose()
@@ -172,7 +198,9 @@ class KeyVaultClient:
             for result, query in zip(response.results, queries, strict=True)
         ]
 
-    def _open(self, response: AcquireLeasesResponse) -> Sequence[lease_pb2.SealedLease]:
+    def _open(
+        self, response: AcquireLeasesResponse | ClaimKeysForValidationResponse
+    ) -> Sequence[lease_pb2.SealedLease]:
         if not response.sealed_leases:
             return ()
         parts = (_INFO, response.deployment.encode(), self._holder.encode())
@@ -192,6 +220,11 @@ class KeyVaultClient:
         except grpc.aio.AioRpcError as error:
             _log.warning("outcomes.not_reported", outcomes=len(outcomes), code=error.code().name)
         return [None] * len(outcomes)
+
+
+def _is_free(lease: Lease, state: int) -> bool:
+    # A key that works is not worth its owner's money every day, and an organization did not say who may spend its.
+    return state == provider_key_pb2.KEY_STATE_ACTIVE or lease.owned_by.kind is AccountKind.ORGANIZATION
 
 
 def _result(

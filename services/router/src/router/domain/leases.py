@@ -113,6 +113,18 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DueKey:
+    """A key that KeyVault wants tested, with the lease for it.
+
+    Attributes:
+        is_free: Nothing may be asked of the provider that costs its owner anything.
+    """
+
+    lease: Lease
+    is_free: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NoKey:
     """There is no key to lease; the platform's policy may pay instead."""
 

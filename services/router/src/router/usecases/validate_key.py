@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from catalogue.models import Viability
     from router.domain.completions import ChatCall
     from router.domain.guardrails import GuardrailPrompts
+    from router.domain.leases import DueKey
     from router.domain.selection import RouteSelection
     from router.ports import AnswerSeal, KeyAuthority
     from router.usecases.activity import Activity
@@ -66,6 +67,7 @@ _ABOUT_THE_MODEL: Final = (
 class _Findings:
     """What is known of the key so far, and the last probe, whose settlement closes the operation."""
 
+    is_free: bool = False
     verdict: KeyVerdict | None = None
     explanation: str = ""
     models: tuple[str, ...] = ()
@@ -103,8 +105,13 @@ class ValidateKey:
         self._clock = clock
         self._course: Course[ValidationAnswer] = Course(seal=seal, clock=clock, activity=activity, replay=_replay)
 
-    async def __call__(self, request: KeyValidationRequest, *, deadline: float) -> ValidationAnswer:
+    async def __call__(
+        self, request: KeyValidationRequest, *, deadline: float, due: DueKey | None = None
+    ) -> ValidationAnswer:
         """Return what the provider says of the key, after KeyVault has changed the key's state by it.
+
+        A key that is due by itself comes with its lease. Where nothing may be spent on it, the free listing alone is
+        asked for, and a listing that says nothing of the key is not told: the key goes on as it is.
 
         Raises:
             InvalidArgumentError: A field is wrong.
@@ -120,32 +127,36 @@ class ValidateKey:
             start=self._clock.monotonic(),
             acting_for=request.acting_for,
         )
-        return await self._course.take(run, lambda run: self._validate(run, request))
+        return await self._course.take(run, lambda run: self._validate(run, request, due))
 
-    async def _validate(self, run: Run, request: KeyValidationRequest) -> ValidationAnswer:
-        findings = _Findings()
+    async def _validate(self, run: Run, request: KeyValidationRequest, due: DueKey | None) -> ValidationAnswer:
+        findings = _Findings(is_free=due is not None and due.is_free)
         try:
-            answer = await self._examine(run, request, findings)
+            answer = await self._examine(run, request, findings, due)
         except BaseException:
             if findings.paid is not None:
                 self._calls.settle_later(findings.paid)
             raise
         return await self._close(run, findings, answer)
 
-    async def _examine(self, run: Run, request: KeyValidationRequest, findings: _Findings) -> ValidationAnswer:
+    async def _examine(
+        self, run: Run, request: KeyValidationRequest, findings: _Findings, due: DueKey | None
+    ) -> ValidationAnswer:
         """Go through listing, probes and report, on another lease where one ends in between."""
+        lease = None if due is None else due.lease
         for leases_left in reversed(range(_LEASES_MAX)):
-            lease = await self._lease(request)
+            lease = lease or await self._lease(request)
             self._find_routes(lease, findings)
             try:
                 if not findings.is_listed:
                     await self._list_models(run, lease, findings)
-                if findings.verdict is None:
+                if findings.verdict is None and not findings.is_free:
                     await self._probe_all(run, request, lease, findings)
                 return await self._report(request, lease, _judged(findings))
             except LeaseEndedError:
                 if not leases_left:
                     raise
+                lease = None
         raise AssertionError  # pragma: no cover (the loop returns or raises)
 
     async def _lease(self, request: KeyValidationRequest) -> Lease:
@@ -250,6 +261,9 @@ class ValidateKey:
         coverage = tuple(self._coverage(operation, findings) for operation in _COVERABLE)
         models = findings.models[:MODELS_TOLD_MAX]
         explanation = findings.explanation[:EXPLANATION_LENGTH_MAX]
+        answer = ValidationAnswer(verdict=verdict, explanation=explanation, models=models, coverage=coverage, key=b"")
+        if findings.is_free and verdict is KeyVerdict.INCONCLUSIVE:
+            return answer
         key = await self._keys.report_validation(
             ValidationReport(
                 request_id=request.request_id,
@@ -260,7 +274,7 @@ class ValidateKey:
                 operations=tuple(each.operation for each in coverage if each.is_covered),
             )
         )
-        return ValidationAnswer(verdict=verdict, explanation=explanation, models=models, coverage=coverage, key=key)
+        return replace(answer, key=key)
 
     def _coverage(self, operation: Operation, findings: _Findings) -> Coverage:
         route = findings.routes.get(operation)
