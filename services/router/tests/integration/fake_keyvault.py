@@ -21,7 +21,7 @@ from byok.keyvault.v1.lease_service_pb2_grpc import (
     LeaseServiceStub,
     add_LeaseServiceServicer_to_server,
 )
-from byok.keyvault.v1.provider_key_pb2 import OperationRoute, ProviderKey
+from byok.keyvault.v1.provider_key_pb2 import KeyState, OperationRoute, ProviderKey
 from byok.type.v1.account_pb2 import Account as AccountMessage
 from byok.type.v1.operation_pb2 import OPERATION_GUARDRAIL_EVALUATION
 from catalogue.models import Operation
@@ -76,6 +76,7 @@ class FakeKeyVault(LeaseServiceServicer):
         self.start = 5
         self.head = 1_000
         self.refused_agent = "nobody"
+        self.due_states: list[KeyState.ValueType] = []
 
     @override
     async def AcquireLeases(self, request: pb.AcquireLeasesRequest, context: Any) -> pb.AcquireLeasesResponse:
@@ -134,7 +135,21 @@ class FakeKeyVault(LeaseServiceServicer):
     async def ClaimKeysForValidation(
         self, request: pb.ClaimKeysForValidationRequest, context: Any
     ) -> pb.ClaimKeysForValidationResponse:
-        raise AssertionError("nobody claims keys here")
+        items = [lease_pb2.LeaseItem()] * min(request.claims_max, len(self.due_states))
+        leased = await self.AcquireLeases(
+            pb.AcquireLeasesRequest(
+                holder=request.holder, recipient_public_key=request.recipient_public_key, items=items
+            ),
+            context,
+        )
+        for result, state in zip(leased.results, self.due_states, strict=False):
+            result.lease.state = state
+        return pb.ClaimKeysForValidationResponse(
+            results=leased.results,
+            sealed_leases=leased.sealed_leases,
+            deployment=leased.deployment,
+            retry_after=Duration(seconds=7),
+        )
 
     @override
     async def ReportOutcomes(self, request: pb.ReportOutcomesRequest, context: Any) -> pb.ReportOutcomesResponse:

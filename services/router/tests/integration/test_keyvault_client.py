@@ -10,7 +10,7 @@ from google.rpc.status_pb2 import Status
 
 from byok.keyvault.v1 import lease_pb2
 from byok.keyvault.v1 import lease_service_pb2 as pb
-from byok.keyvault.v1.provider_key_pb2 import ProviderKey
+from byok.keyvault.v1.provider_key_pb2 import KEY_STATE_ACTIVE, KEY_STATE_INVALID, KEY_STATE_NO_CREDIT, ProviderKey
 from byok.type.v1.account_pb2 import Account as AccountMessage
 from catalogue.models import Operation
 from router.domain.leases import Account, AccountKind, Lease, LeaseQuery, NoKey, Outcome, OutcomeKind, PlatformCause
@@ -26,7 +26,7 @@ from router.domain.refusals import (
 )
 from router.ports import KeyVerdict, ValidationReport
 from servicekit.clock import SystemClock
-from servicekit.errors import InvalidArgumentError
+from servicekit.errors import DomainError, InvalidArgumentError
 from services.router.tests.integration.fake_keyvault import QUERY, opened, status, until
 from services.router.tests.kit import CANARY
 
@@ -169,3 +169,24 @@ async def test_a_validation_is_reported_and_the_key_comes_back() -> None:
         )
         assert ProviderKey.FromString(key).key_id == "key-1"
         assert bench.vault.validations[0].verdict == pb.VALIDATION_VERDICT_VALID
+
+
+async def test_due_keys_come_with_their_leases() -> None:
+    """Those that work, and an organization's, are to be tested for free; what does not open is left to its claim."""
+    async with opened() as bench:
+        bench.vault.due_states = [KEY_STATE_ACTIVE, KEY_STATE_INVALID, KEY_STATE_NO_CREDIT]
+        due, retry_after = await bench.client.claim_due(2)
+        assert [(each.lease.lease_id, each.is_free) for each in due] == [("lease-0", True), ("lease-1", False)]
+        assert {each.lease.secret.reveal() for each in due} == {CANARY.encode()}
+        assert retry_after == timedelta(seconds=7)
+        bench.vault.sealed_provider = "another"
+        assert (await bench.client.claim_due(2))[0] == []
+
+
+async def test_a_keyvault_that_hands_out_no_keys_is_an_error() -> None:
+    """Told by its type, so that it is asked again later."""
+    async with opened() as bench:
+        bench.vault.refused_agent = ""
+        bench.vault.due_states = [KEY_STATE_ACTIVE]
+        with pytest.raises(DomainError):
+            await bench.client.claim_due(1)
