@@ -25,7 +25,7 @@ endif
 RELEASE := $(shell sed -n 's/^version = "\(.*\)"/\1/p' libs/protogen/pyproject.toml)
 IMAGE   := $(lastword $(shell ls protos/image/*.binpb 2>/dev/null | sort -V))
 
-.PHONY: help setup lock fmt lint type imports protos protos-check protos-release manifests test demo serve chaos bench bench-peers check clean
+.PHONY: help setup lock fmt lint type imports protos protos-check protos-release manifests test demo serve chaos fuzz bench bench-peers check clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -111,6 +111,9 @@ serve: $(STAMP) ## Keep the stack running; print addresses, certificates and a c
 
 chaos: $(STAMP) ## Run only what kills, stalls and loses real processes.
 	BYOK_TEST_CHAOS_ROUNDS=5 $(BIN)/pytest -q tests/chaos
+
+fuzz: $(STAMP) ## Fuzz every parser, guided by coverage; SECONDS=60 is for each, TARGET=envelope picks one.
+	@$(BIN)/python -m tests.fuzz.run $(TARGET) --seconds $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),60)
 
 bench: $(STAMP) ## Measure, against floors, bars and peers; ONLY=router measures a part, QUICK=1 briefly.
 	@$(BIN)/python -m bench.run

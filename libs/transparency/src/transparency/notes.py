@@ -38,7 +38,8 @@ _KEY_ID_BYTES: Final = 4
 _PUBLIC_KEY_BYTES: Final = 32
 _SIGNATURE_BYTES: Final = 64
 _LINE_START: Final = "\u2014 "
-_KEY_NAME: Final = re.compile(r"[^\s+\x00-\x1f]+")
+# Nor a lone surrogate: it has no bytes that could be hashed.
+_KEY_NAME: Final = re.compile(r"[^\s+\x00-\x1f\ud800-\udfff]+")
 _CONTROL: Final = re.compile(r"[\x00-\x09\x0b-\x1f]")
 
 

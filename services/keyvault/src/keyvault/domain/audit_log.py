@@ -82,6 +82,14 @@ TOLD_KINDS: Final = frozenset(
     }
 )
 """What owners are told of; the index `audit_entries_told` names the same."""
+_KEYRING_KINDS: Final = frozenset(
+    {
+        EntryKind.KEYRING_CHANGED,
+        EntryKind.REWRAP_COMPLETED,
+        EntryKind.ROOT_KEY_ROTATED,
+        EntryKind.BACKUP_REGISTERED,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,10 +116,12 @@ class AuditEntry:
     def subject(self) -> str:
         """Return what the entry is found by, beside its index: the key that it is about, else the agent, or nothing.
 
-        An entry about halts is found as that, whatever is halted, and an erasure by its owner.
+        An entry about halts or the keyring is found as that, whatever it names, and an erasure by its owner.
         """
         if self.kind is EntryKind.HALTS_CHANGED:
             return "halts"
+        if self.kind in _KEYRING_KINDS:
+            return "keyring"
         if self.kind is EntryKind.OWNER_ERASED and self.account is not None:
             return f"owner/{self.account.party_id}"
         if self.provider_key_id:
@@ -186,7 +196,7 @@ def decode_leaf(leaf: bytes) -> AuditEntry:
             account=_decode_account(read),
             details=_decode_details(read),
         )
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         message = "these bytes are not a leaf of the audit log"
         raise CanonicalFormError(message) from error
     if len(salt) != _SALT_BYTES:

@@ -98,6 +98,14 @@ class FieldReader:
         """Return the next field as an integer. Raises CanonicalFormError when there is none, or it is not one."""
         return field_int(self.raw())
 
+    def flag(self) -> bool:
+        """Return the next field as a truth value. Raises CanonicalFormError when there is none, or it is not 0 or 1."""
+        number = self.number()
+        if number not in (0, 1):
+            message = "a flag is 0 or 1"
+            raise CanonicalFormError(message)
+        return bool(number)
+
     def rest(self) -> list[bytes]:
         """Return all fields that are left."""
         return list(self._fields)

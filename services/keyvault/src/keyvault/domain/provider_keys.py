@@ -222,7 +222,7 @@ def decode_key(record: bytes) -> ProviderKey:
     """
     try:
         return _decode_key(FieldReader(RECORD_LABEL, record))
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         message = "the record is not that of a provider key"
         raise CanonicalFormError(message) from error
 

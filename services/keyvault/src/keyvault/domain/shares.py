@@ -131,7 +131,7 @@ def decode_share(record: bytes) -> KeyShare:
             organization_id=read.text(),
             operations=tuple(Operation(field_int(each)) for each in decode_fields(_LIST_LABEL, read.raw())),
             cap=ShareCap(month_cost_nano_usd=read.number(), day_cost_nano_usd=read.number(), day_calls=read.number()),
-            is_ended=bool(read.number()),
+            is_ended=read.flag(),
             create_time=_EPOCH + timedelta(microseconds=read.number()),
         )
     except (ValueError, OverflowError) as error:
