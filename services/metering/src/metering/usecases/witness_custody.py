@@ -134,10 +134,12 @@ class WitnessCustody:
         # Past the entries that owners would be told of: perhaps only one of those cannot be read.
         page = await self._log.read(witnessed_size=record.size, after_index=record.size)
         if _is_excused(record, page):
-            raise DependencyUnavailableError(
+            error = DependencyUnavailableError(
                 f"KeyVault's audit log is corrupt at index {record.excused_index}, which an operator has accepted.",
                 dependency="keyvault",
             )
+            error.retry_after = self._pace.read
+            raise error
         return page
 
     async def _contradict(self, record: CustodyRecord, contradiction: Contradiction) -> Finding:

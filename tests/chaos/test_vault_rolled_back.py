@@ -17,7 +17,9 @@ from byok.keyvault.v1 import key_service_pb2, provider_key_pb2
 from byok.metering.v1 import account_service_pb2
 from byok.router.v1 import operation_result_pb2, operation_service_pb2
 from byok_client.client import ByokClient, Targets
+from byok_client.errors import ByokError
 from testkit.postgres import create_database, drop_database
+from testkit.settings import TestkitSettings
 from testkit.simulator.client import SimulatorControl
 from testkit.stack.customer import Customer, Suite
 from testkit.stack.load import Outcome, attempt
@@ -25,9 +27,12 @@ from testkit.stack.refusals import refusal
 from testkit.stack.stack import Stack, StackOptions
 from testkit.waiting import eventually
 
+pytestmark = pytest.mark.chaos
+
 # What Metering promises from the moment at which the restored log can be read, and room for a loaded machine.
 _FOUND_WITHIN_SECONDS = 5.0
 _TRIES_MAX = 200
+_ROUNDS = TestkitSettings().chaos_rounds
 _Answer = TypeVar("_Answer")
 
 
@@ -59,9 +64,9 @@ class Vault:
 
 
 @asynccontextmanager
-async def running(directory: Path) -> AsyncIterator[tuple[Suite, ByokClient]]:
-    """Run a stack with two Meterings, and an operator's client to them."""
-    options = StackOptions(meterings=2, is_durable=False, is_kept=False)
+async def running(directory: Path, *, meterings: int) -> AsyncIterator[tuple[Suite, ByokClient]]:
+    """Run a stack, and an operator's client to its Meterings."""
+    options = StackOptions(meterings=meterings, is_durable=False, is_kept=False)
     async with Stack(directory, options=options) as stack, Suite(stack) as suite:
         targets = Targets(metering=stack.target("metering"), server_name="localhost")
         async with ByokClient(targets, stack.client_tls("operator")) as operator:
@@ -74,8 +79,9 @@ async def patiently(call: Callable[[], Awaitable[_Answer]]) -> _Answer:
     async def once() -> _Answer | None:
         try:
             return await call()
-        except grpc.aio.AioRpcError as error:
-            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+        except (grpc.aio.AioRpcError, ByokError) as error:
+            code = error.code if isinstance(error, ByokError) else error.code()
+            if code is not grpc.StatusCode.UNAVAILABLE:
                 raise
             return None
 
@@ -96,15 +102,15 @@ def reason_of(refused: Outcome) -> str:
 
 async def witness(operator: ByokClient) -> account_service_pb2.CustodyWitness:
     """Return what was witnessed."""
-    return (await operator.custody.witness()).witness
+    return (await patiently(operator.custody.witness)).witness
 
 
 async def revoke_and_restore(suite: Suite, operator: ByokClient) -> tuple[Customer, str]:
     """Take a copy, revoke a key that works, put the copy back; return whose key it is, and its id."""
     vault = Vault(suite.stack)
     customer = Customer(suite)
-    key = await customer.set_up("openai")
-    await customer.evaluate("Before the copy.")
+    key = await patiently(lambda: customer.set_up("openai"))
+    assert (await outcome(customer)).response is not None
     await vault.take_copy()
     assert (await outcome(customer)).response is not None
     revoked = await patiently(lambda: customer.revoke(key.key_id))
@@ -121,44 +127,76 @@ async def state_of(suite: Suite, customer: Customer, key_id: str) -> "provider_k
     return (await suite.keys.GetKey(request)).key.state
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(120 + 60 * _ROUNDS)
 async def test_a_revoked_key_of_a_restored_vault_is_not_spent_until_an_operator_accepts(tmp_path: Path) -> None:
     """Callers hold with a typed reason, the provider sees no call; after the acceptance work goes on."""
-    async with running(tmp_path) as (suite, operator):
-        customer, key_id = await revoke_and_restore(suite, operator)
-        started = time.monotonic()  # noqa: TID251 (how long real processes take)
+    async with running(tmp_path, meterings=2) as (suite, operator):
+        for _ in range(_ROUNDS):
+            await _roll_back_and_accept(suite, operator)
+
+
+async def _roll_back_and_accept(suite: Suite, operator: ByokClient) -> None:
+    customer, key_id = await revoke_and_restore(suite, operator)
+    started = time.monotonic()  # noqa: TID251 (how long real processes take)
+    found = await eventually(
+        lambda: witness(operator), lambda seen: seen.state == account_service_pb2.CUSTODY_STATE_ROLLED_BACK
+    )
+    took = time.monotonic() - started  # noqa: TID251 (as above)
+    assert took < _FOUND_WITHIN_SECONDS, found.description
+    # KeyVault itself has forgotten the revocation.
+    assert await patiently(lambda: state_of(suite, customer, key_id)) == provider_key_pb2.KEY_STATE_ACTIVE
+    async with SimulatorControl(suite.stack.simulator) as control:
+        last = (await control.ledger())[-1].call_id
+        for _ in range(20):
+            refused = (await outcome(customer)).error
+            assert refused is not None
+            assert (refused.code, refused.reason) == (
+                grpc.StatusCode.FAILED_PRECONDITION,
+                "CUSTODY_LOG_ROLLED_BACK",
+            )
+            failure = refused.detail(operation_result_pb2.OperationFailure)
+            assert failure is not None
+            assert (failure.disposition, failure.retryable) == (operation_result_pb2.DISPOSITION_HOLD, False)
+        assert (await refusal(customer.validate(key_id))).reason == "CUSTODY_LOG_ROLLED_BACK"
+        assert await control.ledger(after=last) == []
+    accepted = await operator.custody.accept_restore(
+        account_service_pb2.AcceptCustodyRestoreRequest(
+            actor="operator-1", witnessed_size=found.witnessed_size, reason="restored on purpose"
+        )
+    )
+    assert accepted.witness.state == account_service_pb2.CUSTODY_STATE_CONSISTENT
+    assert accepted.witness.checkpoint != found.checkpoint
+    # The control: only the witness stood between the revoked key and the provider. Accepting without revoking again
+    # gives it back, on both replicas within a moment.
+    spent = await eventually(lambda: outcome(customer), lambda seen: seen.response is not None)
+    assert spent.response is not None
+    assert spent.response.verdict == operation_service_pb2.GUARDRAIL_VERDICT_ALLOW
+    await customer.revoke(key_id)
+    assert reason_of(await outcome(customer)) == "BYOK_KEY_REQUIRED"
+
+
+@pytest.mark.timeout(200)
+async def test_a_restored_vault_that_has_lived_on_is_found_by_a_witness_that_was_away(tmp_path: Path) -> None:
+    """No size tells: its log is longer than what was witnessed, and proves every entry but those that are gone."""
+    async with running(tmp_path, meterings=1) as (suite, operator):
+        stack, vault, customer = suite.stack, Vault(suite.stack), Customer(suite)
+        await customer.set_up("openai")
+        await vault.take_copy()
+        second = await patiently(lambda: customer.add_key("anthropic"))
+        revoked = await customer.revoke(second.key_id)
+        before = await eventually(
+            lambda: witness(operator), lambda seen: seen.witnessed_size >= revoked.authority_index
+        )
+        stack.kill9("metering")
+        await vault.put_back()
+        await patiently(lambda: customer.add_key("anthropic"))
+        for _ in range(before.witnessed_size):
+            await customer.add_key("anthropic")
+        await stack.start_again("metering")
         found = await eventually(
             lambda: witness(operator), lambda seen: seen.state == account_service_pb2.CUSTODY_STATE_ROLLED_BACK
         )
-        took = time.monotonic() - started  # noqa: TID251 (as above)
-        assert took < _FOUND_WITHIN_SECONDS, found.description
-        # KeyVault itself has forgotten the revocation.
-        assert await patiently(lambda: state_of(suite, customer, key_id)) == provider_key_pb2.KEY_STATE_ACTIVE
-        async with SimulatorControl(suite.stack.simulator) as control:
-            last = (await control.ledger())[-1].call_id
-            for _ in range(20):
-                refused = (await outcome(customer)).error
-                assert refused is not None
-                assert (refused.code, refused.reason) == (
-                    grpc.StatusCode.FAILED_PRECONDITION,
-                    "CUSTODY_LOG_ROLLED_BACK",
-                )
-                failure = refused.detail(operation_result_pb2.OperationFailure)
-                assert failure is not None
-                assert (failure.disposition, failure.retryable) == (operation_result_pb2.DISPOSITION_HOLD, False)
-            assert (await refusal(customer.validate(key_id))).reason == "CUSTODY_LOG_ROLLED_BACK"
-            assert await control.ledger(after=last) == []
-        accepted = await operator.custody.accept_restore(
-            account_service_pb2.AcceptCustodyRestoreRequest(
-                actor="operator-1", witnessed_size=found.witnessed_size, reason="restored on purpose"
-            )
-        )
-        assert accepted.witness.state == account_service_pb2.CUSTODY_STATE_CONSISTENT
-        assert accepted.witness.checkpoint != found.checkpoint
-        # The control: only the witness stood between the revoked key and the provider. Accepting without revoking again
-        # gives it back, on both replicas within a moment.
-        spent = await eventually(lambda: outcome(customer), lambda seen: seen.response is not None)
-        assert spent.response is not None
-        assert spent.response.verdict == operation_service_pb2.GUARDRAIL_VERDICT_ALLOW
-        await customer.revoke(key_id)
-        assert reason_of(await outcome(customer)) == "BYOK_KEY_REQUIRED"
+        assert "does not continue" in found.description
+        assert (found.witnessed_size, found.checkpoint) == (before.witnessed_size, before.checkpoint)
+        assert int(found.contradicting_checkpoint.split("\n")[1]) > before.witnessed_size
+        assert reason_of(await outcome(customer)) == "CUSTODY_LOG_ROLLED_BACK"
