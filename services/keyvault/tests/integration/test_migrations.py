@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from datetime import timedelta
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from pydantic import SecretStr
 
+from byok.keyvault.v1 import key_service_pb2, lease_service_pb2
 from keyvault.adapters.postgres.schema import migrate, shipped_migrations
 from keyvault.app import apply_migrations
 from keyvault.domain.errors import RootKeyUnusableError, SchemaNotReadyError
-from keyvault.settings import PostgresSettings, RootKeySettings
-from services.keyvault.tests.integration.vault import SECRET, Vault, agent_item, revoke_request
+from keyvault.settings import HealthSettings, PostgresSettings, RootKeySettings
+from servicekit.clock import SystemClock
+from services.keyvault.tests.integration.vault import SECRET, Vault, agent_item, new_id, owner, revoke_request
+from testkit.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -39,6 +44,11 @@ REWRITES = [
     "SET session_replication_role = replica",
     "CREATE OR REPLACE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'",
 ]
+OFTEN = HealthSettings(
+    interval=timedelta(milliseconds=100),
+    walk_interval=timedelta(milliseconds=100),
+    walk_pause=timedelta(milliseconds=10),
+)
 NAMES = [migration.name for migration in shipped_migrations()]
 
 
@@ -100,25 +110,52 @@ async def test_the_serving_role_can_append_and_nothing_more(
 ) -> None:
     """Served by a role of its own, everything works; that role rewrites neither the log nor authority."""
     role = f"serving_{uuid.uuid4().hex}"
-    owner = await asyncpg.connect(migrated_dsn)
-    await owner.execute(f"CREATE ROLE {role} LOGIN")
+    superuser = await asyncpg.connect(migrated_dsn)
+    await superuser.execute(f"CREATE ROLE {role} LOGIN")
     await apply_migrations(vault_settings(migrated_dsn, postgres=_as(migrated_dsn, serving_role=role)))
     try:
-        async with Vault(vault_settings(_dsn_of(migrated_dsn, role)), throwaway_ca, migrated_dsn).running() as vault:
+        settings = vault_settings(_dsn_of(migrated_dsn, role), health=OFTEN)
+        async with Vault(settings, throwaway_ca, migrated_dsn).running() as vault:
             await vault.bind()
             key = await vault.working_key()
             router = await vault.router()
             assert router.open(await router.acquire(agent_item()))[0].secret == SECRET
             await (await vault.keys()).RevokeKey(revoke_request(key.key_id))
+            await use_key_health(vault)
         served = await asyncpg.connect(_dsn_of(migrated_dsn, role))
         for edit in REWRITES:
             with pytest.raises(asyncpg.InsufficientPrivilegeError):
                 await served.execute(edit)
         await served.close()
     finally:
-        await owner.execute(f"DROP OWNED BY {role}")
-        await owner.execute(f"DROP ROLE {role}")
-        await owner.close()
+        await superuser.execute(f"DROP OWNED BY {role}")
+        await superuser.execute(f"DROP ROLE {role}")
+        await superuser.close()
+
+
+async def use_key_health(vault: Vault) -> None:
+    """Have a key planned, claimed, noticed and erased, and rows compared with the log."""
+    ends = Timestamp(seconds=int(SystemClock().now().timestamp()) + 3600)
+    await vault.working_key(expire_time=ends)
+    noticed = "SELECT count(*) FROM agent_ai_key_checks JOIN expiry_notices USING (provider_key_id)"
+    await eventually(lambda: vault.sql(noticed), lambda rows: rows[0][0] == 1)
+    router = await vault.router()
+    await router.leases.ClaimKeysForValidation(
+        lease_service_pb2.ClaimKeysForValidationRequest(
+            holder=router.holder, recipient_public_key=router.key.public_key().public_bytes_raw()
+        )
+    )
+    await (await vault.keys()).EraseOwner(
+        key_service_pb2.EraseOwnerRequest(request_id=new_id(), acting_for=owner(), actor="test", owner_id="owner-1")
+    )
+    passes = vault.metrics.registry.get_sample_value("keyvault_self_audits")
+
+    async def walked() -> float | None:
+        return vault.metrics.registry.get_sample_value("keyvault_self_audits")
+
+    await eventually(walked, lambda found: found is not None and passes is not None and found > passes)
+    assert vault.metrics.registry.get_sample_value("keyvault_worker_failures") == 0
+    assert vault.metrics.registry.get_sample_value("keyvault_rolled_back_rows") == 0
 
 
 def _as(dsn: str, **fields: str) -> PostgresSettings:
