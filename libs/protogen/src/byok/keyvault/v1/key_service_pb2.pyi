@@ -394,7 +394,7 @@ class UpdateKeyRequest(_message.Message):
     priority: _builtins.int
     """New priority."""
     custody: _provider_key_pb2.Custody.ValueType
-    """New custody."""
+    """New custody. Required when the mask names it: unset does not mean CACHED."""
     @_builtins.property
     def acting_for(self) -> _account_pb2.Principal:
         """On whose behalf. Required."""
@@ -411,7 +411,7 @@ class UpdateKeyRequest(_message.Message):
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When the key ends by itself; unset means never."""
+        """When the key ends by itself: in the future, or unset for never."""
 
     def __init__(
         self,

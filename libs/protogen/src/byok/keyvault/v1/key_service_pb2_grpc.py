@@ -141,7 +141,8 @@ class KeyServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateKey(self, request, context):
-        """Changes label, priority, mapping or custody. Idempotent by `request_id`.
+        """Changes label, priority, mapping, custody or expiry. Idempotent by
+        `request_id`. A later expiry makes an expired key PENDING_VALIDATION.
         Cached leases of the key end within the revocation bound.
         Errors: INVALID_ARGUMENT, REQUEST_ID_REUSED, PROVIDER_KEY_NOT_FOUND,
         PROVIDER_KEY_REVOKED, ETAG_MISMATCH, AUDIT_UNAVAILABLE.
@@ -217,8 +218,11 @@ class KeyServiceServicer:
 
     def EraseOwner(self, request, context):
         """Destroys all that opens the keys of one owner, at once and for good, and
-        revokes them. Idempotent.
-        Errors: INVALID_ARGUMENT, REQUEST_ID_REUSED, AUDIT_UNAVAILABLE.
+        revokes them; keys of organizations are not among them. Answers like
+        RevokeKey. Idempotent: while the owner has added no key since, there is
+        one erasure. The owner may add keys afterwards.
+        Errors: INVALID_ARGUMENT, REQUEST_ID_REUSED, ERASURE_NOT_FOUND when
+        `acting_for` is another owner, AUDIT_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

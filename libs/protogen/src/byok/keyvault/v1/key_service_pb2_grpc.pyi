@@ -32,7 +32,8 @@ class KeyServiceStub:
     Errors: INVALID_ARGUMENT.
     """
     UpdateKey: _aio.UnaryUnaryMultiCallable[_key_service_pb2.UpdateKeyRequest, _key_service_pb2.UpdateKeyResponse]
-    """Changes label, priority, mapping or custody. Idempotent by `request_id`.
+    """Changes label, priority, mapping, custody or expiry. Idempotent by
+    `request_id`. A later expiry makes an expired key PENDING_VALIDATION.
     Cached leases of the key end within the revocation bound.
     Errors: INVALID_ARGUMENT, REQUEST_ID_REUSED, PROVIDER_KEY_NOT_FOUND,
     PROVIDER_KEY_REVOKED, ETAG_MISMATCH, AUDIT_UNAVAILABLE.
@@ -76,8 +77,11 @@ class KeyServiceStub:
     """
     EraseOwner: _aio.UnaryUnaryMultiCallable[_key_service_pb2.EraseOwnerRequest, _key_service_pb2.EraseOwnerResponse]
     """Destroys all that opens the keys of one owner, at once and for good, and
-    revokes them. Idempotent.
-    Errors: INVALID_ARGUMENT, REQUEST_ID_REUSED, AUDIT_UNAVAILABLE.
+    revokes them; keys of organizations are not among them. Answers like
+    RevokeKey. Idempotent: while the owner has added no key since, there is
+    one erasure. The owner may add keys afterwards.
+    Errors: INVALID_ARGUMENT, REQUEST_ID_REUSED, ERASURE_NOT_FOUND when
+    `acting_for` is another owner, AUDIT_UNAVAILABLE.
     """
     GetErasure: _aio.UnaryUnaryMultiCallable[_key_service_pb2.GetErasureRequest, _key_service_pb2.GetErasureResponse]
     """Reads how far an erasure has come. No side effects. Errors: ERASURE_NOT_FOUND."""
@@ -128,7 +132,8 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _key_service_pb2.UpdateKeyRequest,
         context: _aio.ServicerContext[_key_service_pb2.UpdateKeyRequest, _abc.Awaitable[_key_service_pb2.UpdateKeyResponse]],
     ) -> _abc.Awaitable[_key_service_pb2.UpdateKeyResponse]:
-        """Changes label, priority, mapping or custody. Idempotent by `request_id`.
+        """Changes label, priority, mapping, custody or expiry. Idempotent by
+        `request_id`. A later expiry makes an expired key PENDING_VALIDATION.
         Cached leases of the key end within the revocation bound.
         Errors: INVALID_ARGUMENT, REQUEST_ID_REUSED, PROVIDER_KEY_NOT_FOUND,
         PROVIDER_KEY_REVOKED, ETAG_MISMATCH, AUDIT_UNAVAILABLE.
@@ -220,8 +225,11 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_key_service_pb2.EraseOwnerRequest, _abc.Awaitable[_key_service_pb2.EraseOwnerResponse]],
     ) -> _abc.Awaitable[_key_service_pb2.EraseOwnerResponse]:
         """Destroys all that opens the keys of one owner, at once and for good, and
-        revokes them. Idempotent.
-        Errors: INVALID_ARGUMENT, REQUEST_ID_REUSED, AUDIT_UNAVAILABLE.
+        revokes them; keys of organizations are not among them. Answers like
+        RevokeKey. Idempotent: while the owner has added no key since, there is
+        one erasure. The owner may add keys afterwards.
+        Errors: INVALID_ARGUMENT, REQUEST_ID_REUSED, ERASURE_NOT_FOUND when
+        `acting_for` is another owner, AUDIT_UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod

@@ -67,7 +67,9 @@ class _KeyStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_KeyState.Val
     KEY_STATE_ACTIVE: _KeyState.ValueType  # 2
     """Works."""
     KEY_STATE_FAILING: _KeyState.ValueType  # 3
-    """Fails in a way that is not the key's fault for sure. Still leased."""
+    """Fails in a way that is not the key's fault for sure: one rejected call, a
+    test call that told nothing, models that are gone. Still leased.
+    """
     KEY_STATE_NO_CREDIT: _KeyState.ValueType  # 4
     """The provider says that the account has no credit. Leased for validation only."""
     KEY_STATE_INVALID: _KeyState.ValueType  # 5
@@ -87,7 +89,9 @@ KEY_STATE_PENDING_VALIDATION: KeyState.ValueType  # 1
 KEY_STATE_ACTIVE: KeyState.ValueType  # 2
 """Works."""
 KEY_STATE_FAILING: KeyState.ValueType  # 3
-"""Fails in a way that is not the key's fault for sure. Still leased."""
+"""Fails in a way that is not the key's fault for sure: one rejected call, a
+test call that told nothing, models that are gone. Still leased.
+"""
 KEY_STATE_NO_CREDIT: KeyState.ValueType  # 4
 """The provider says that the account has no credit. Leased for validation only."""
 KEY_STATE_INVALID: KeyState.ValueType  # 5
