@@ -12,7 +12,7 @@ import structlog
 
 from keyvault.api.errors import ERRORS
 from keyvault.usecases.record_refusals import RecordRefusal
-from keyvault.wiring import audit, emergency, exposure, health, keys, leases
+from keyvault.wiring import audit, emergency, exposure, health, keyring, keys, leases
 from keyvault.wiring.base import SERVICE, apply_migrations, open_base
 from keyvault.workers.housekeeping import Housekeeping
 from servicekit.admin import AdminServer
@@ -38,7 +38,14 @@ __all__ = ["SERVICE", "apply_migrations", "serve"]
 
 ACCESS_FILE: Final = Path(__file__).with_name("access.toml")
 # Every service that is served; the access list may name RPCs of these and no others.
-DESCRIPTORS: Final = (keys.DESCRIPTOR, leases.DESCRIPTOR, emergency.DESCRIPTOR, exposure.DESCRIPTOR, audit.DESCRIPTOR)
+DESCRIPTORS: Final = (
+    keys.DESCRIPTOR,
+    leases.DESCRIPTOR,
+    emergency.DESCRIPTOR,
+    exposure.DESCRIPTOR,
+    audit.DESCRIPTOR,
+    keyring.DESCRIPTOR,
+)
 # A log that is away stops a refused caller no less; it learns of the refusal when it is back.
 _REFUSAL_RETRY: Final = timedelta(seconds=1)
 
@@ -80,6 +87,7 @@ async def serve(
         )
         workers = [worker.run() for worker in health.make_workers(base, metrics)]
         workers.append(audit.integrating(base, tree).run())
+        workers.append(keyring.make_heartbeat(base).run())
         for work in (hub.run(), housekeeping.run(), _record_refusals(base, refusals), *workers):
             await stack.enter_async_context(_running(work, stop))
         await stack.enter_async_context(server)
@@ -118,6 +126,7 @@ def _server(
             leases.serve_leases(base, metrics, hub=hub, coalescer=coalescer),
             emergency.serve_emergency(base),
             exposure.serve_exposure(base),
+            keyring.serve_keyring(base),
             audit.serve_audit(base, tree),
         ],
         tracer=make_tracer(SERVICE, base.settings.telemetry),

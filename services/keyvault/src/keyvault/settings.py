@@ -132,6 +132,15 @@ class RootKeySettings(SettingsGroup):
         return self
 
 
+class KeyringSettings(SettingsGroup):
+    """The keyring and the replicas that use it."""
+
+    heartbeat: PositiveDuration = timedelta(seconds=2)
+    """How often a replica reads the keyring if it changed, and says what of it it can use."""
+    replica_bound: PositiveDuration = timedelta(seconds=15)
+    """A replica that was not seen for this long has no say in promotions; when it comes back it must reload first."""
+
+
 class LeaseSettings(SettingsGroup):
     """How keys are leased."""
 
@@ -244,6 +253,7 @@ class Settings(ServiceSettings):
     """Whether `serve` applies migrations; in production the command `migrate` does, under a role of its own."""
     allowed_private_hosts: tuple[HostAndPort, ...] = ()
     """`host:port` of base URLs that are exempt from the rules on private names, addresses, http and fixed hosts."""
+    keyring: KeyringSettings = KeyringSettings()
     leases: LeaseSettings = LeaseSettings()
     revocation: RevocationSettings = RevocationSettings()
     keys: KeySettings = KeySettings()

@@ -62,7 +62,19 @@ class KekNotPrimaryError(DomainError):
 
 
 class KeyringStateError(DomainError):
-    """A key version cannot go from this state to that."""
+    """A key version cannot go from this state to that, or something needs it still."""
+
+
+class KeyringVersionNotFoundError(DomainError):
+    """The keyring has no such version."""
+
+
+class ReplicaNotReadyError(DomainError):
+    """A live replica has not proved yet that it can use a staged version, or the next root key."""
+
+
+class ConfirmationRequiredError(DomainError):
+    """What is asked cannot be undone, and is to be repeated with the confirmation that is told."""
 
 
 class KeyringUnusableError(DomainError):

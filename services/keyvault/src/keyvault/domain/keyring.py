@@ -216,6 +216,15 @@ class Keyring:
             if key.state in _USABLE
         }
 
+    def proved(self) -> list[str]:
+        """Return the versions that this process holds and whose canary opens, staged ones too, as `purpose/version`."""
+        return [
+            f"{int(purpose)}/{version}"
+            for purpose, versions in self._keys.items()
+            for version, key in versions.items()
+            if _canary_opens(self._deployment, key, self._canaries.get((int(purpose), version), b""))
+        ]
+
     def check_primary_kek(self) -> None:
         """Raise KeyringUnusableError unless the PRIMARY KEK unwraps its canary."""
         key = self.primary(KeyPurpose.KEK)
@@ -225,9 +234,9 @@ class Keyring:
 
 
 def unlock(deployment: str, unwrapped: Iterable[tuple[KeyringRecord, Secret]]) -> Keyring:
-    """Return the keyring of stored records and what each holds. DESTROYED versions have no key left, and no place here.
+    """Return the keyring of stored records and what each holds.
 
-    DISABLED versions have one, but the ring refuses their use.
+    DESTROYED versions have no key left, and DISABLED ones are not unwrapped: neither has a place here.
 
     Raises:
         KeyringUnusableError: a purpose has no primary version, or more than one.

@@ -2,7 +2,16 @@
 
 from keyvault.ports.erasures import ErasureStore
 from keyvault.ports.key_health import ChangedKeys, Claim, KeyCheckStore, NoticeEntry
-from keyvault.ports.keyring import KeyringSource, KeyringStore, RootKey
+from keyvault.ports.keyring import (
+    ChangeStatus,
+    KeyringAdministration,
+    KeyringChange,
+    KeyringCustody,
+    KeyringSource,
+    KeyringStore,
+    RewrappedRecord,
+    RootKey,
+)
 from keyvault.ports.leasing import AppendedLease, AuthorityQuery, AuthorityRows, LeaseGrant, LeaseLog
 from keyvault.ports.log import AuditLog, AuthorityChanges, AuthorityFeed, CorruptionLog, UntoldChange
 from keyvault.ports.outside import Alarms, Capabilities, ProviderTerms
@@ -41,6 +50,7 @@ __all__ = [
     "BindingRow",
     "BindingStore",
     "Capabilities",
+    "ChangeStatus",
     "ChangedKeys",
     "Claim",
     "CorruptionLog",
@@ -54,6 +64,9 @@ __all__ = [
     "KeyCheckStore",
     "KeyFilter",
     "KeyRow",
+    "KeyringAdministration",
+    "KeyringChange",
+    "KeyringCustody",
     "KeyringSource",
     "KeyringStore",
     "LeafFilter",
@@ -65,6 +78,7 @@ __all__ = [
     "ProviderTerms",
     "PutResult",
     "PutStatus",
+    "RewrappedRecord",
     "RootKey",
     "RowHistory",
     "RowState",

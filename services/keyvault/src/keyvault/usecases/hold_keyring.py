@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from typing_extensions import override
 
+from keyvault.domain.canonical import encode_fields
 from keyvault.domain.errors import KeyringUnusableError, RootKeyUnusableError
 from keyvault.domain.keyring import (
+    KeyPurpose,
     Keyring,
     KeyState,
     draw_key,
@@ -17,14 +19,17 @@ from keyvault.domain.keyring import (
     record_associated_data,
     unlock,
 )
-from keyvault.ports import KeyringSource
+from keyvault.ports import KeyringCustody, RewrappedRecord
+from servicekit.errors import DomainError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from keyvault.domain.keyring import KeyPurpose, KeyringKey, KeyringRecord
+    from keyvault.domain.keyring import KeyringKey, KeyringRecord
     from keyvault.ports import KeyringStore, RootKey
     from servicekit.secrets import Secret
+
+_PROOF: Final = encode_fields("byok/keyring/v1/root-key-proof", ())
 
 
 async def wrap_key(deployment: str, key: KeyringKey, root: RootKey) -> KeyringRecord:
@@ -52,8 +57,11 @@ async def unwrap_records(deployment: str, records: Iterable[KeyringRecord], root
 
 
 def held_records(records: Iterable[KeyringRecord]) -> list[KeyringRecord]:
-    """Return the records that hold a key: a DESTROYED version has none left."""
-    return [record for record in records if record.state is not KeyState.DESTROYED]
+    """Return the records that are unwrapped: a DESTROYED version has no key left, and a DISABLED one no use.
+
+    A DISABLED version may stay under a root key that is gone: that is what makes it destructible.
+    """
+    return [record for record in records if record.state not in {KeyState.DISABLED, KeyState.DESTROYED}]
 
 
 async def unwrap_keys(deployment: str, records: Iterable[KeyringRecord], roots: Iterable[RootKey]) -> list[Secret]:
@@ -74,7 +82,7 @@ async def unwrap_keys(deployment: str, records: Iterable[KeyringRecord], roots: 
     )
 
 
-class HoldKeyring(KeyringSource):
+class HoldKeyring(KeyringCustody):
     """The keyring source of a serving process."""
 
     def __init__(
@@ -88,20 +96,51 @@ class HoldKeyring(KeyringSource):
         self._root = root
         self._next_root = next_root
         self._deployment = deployment
+        self._wrapping = root
+        self._records: list[KeyringRecord] = []
+        self._proved_roots: list[str] = []
         self._ring: Keyring | None = None
         # What was unwrapped before, so that a change of a state is in force while the root key is away.
         self._keys: dict[tuple[int, int, bytes], Secret] = {}
         self._reloading = asyncio.Lock()
 
     @property
+    @override
     def root_key_id(self) -> str:
-        """Return the id of the root key that wraps."""
-        return self._root.root_key_id
+        return self._wrapping.root_key_id
 
     @property
+    @override
     def next_root_key_id(self) -> str | None:
-        """Return the id of the root key that a rotation goes to, if one is set."""
-        return None if self._next_root is None else self._next_root.root_key_id
+        other = self._root if self._wrapping is self._next_root else self._next_root
+        # After the rotation the first one is the old one: nothing goes back to it.
+        return None if other is None or other is self._root else other.root_key_id
+
+    @override
+    async def wrap_new(self, purpose: KeyPurpose, version: int) -> KeyringRecord:
+        return await wrap_key(
+            self._deployment, draw_key(purpose, version=version, state=KeyState.STAGED), self._wrapping
+        )
+
+    @override
+    async def rewrapped(self, root_key_id: str) -> list[RewrappedRecord]:
+        new = self._root_of(root_key_id)
+        records = held_records(await self._store.load())
+        pairs = await self._unwrap(records)
+        return await asyncio.gather(*(self._rewrapped(record, key, new) for record, key in pairs))
+
+    @override
+    async def prove_roots(self) -> list[str]:
+        roots = [root for root in (self._root, self._next_root) if root is not None]
+        for root in roots:
+            if root.root_key_id not in self._proved_roots and await self._is_usable(root):
+                self._proved_roots.append(root.root_key_id)
+        return list(self._proved_roots)
+
+    @override
+    async def refresh(self) -> Keyring:
+        records = held_records(await self._store.load())
+        return self.current() if records == self._records else await self.reload()
 
     async def unlock(self) -> Keyring:
         """Return the keyring; what this deployment lacks of it is made now.
@@ -131,10 +170,35 @@ class HoldKeyring(KeyringSource):
             if self._ring is not None and self._ring is not seen:
                 # Somebody reloaded while this call waited: many leases that miss one version make one reload.
                 return self._ring
-            ring = unlock(self._deployment, await self._unwrap(held_records(await self._store.load())))
+            records = held_records(await self._store.load())
+            ring = unlock(self._deployment, await self._unwrap(records))
             ring.check_primary_kek()
             self._ring = ring
+            self._records = records
+            self._wrapping = self._root_of(_primary_kek(records).root_key_id)
         return ring
+
+    def _root_of(self, root_key_id: str) -> RootKey:
+        for root in (self._root, self._next_root):
+            if root is not None and root.root_key_id == root_key_id:
+                return root
+        raise RootKeyUnusableError("this process holds no such root key", root_key_id=root_key_id)
+
+    async def _rewrapped(self, record: KeyringRecord, key: Secret, root: RootKey) -> RewrappedRecord:
+        associated_data = record_associated_data(self._deployment, record.purpose, record.version)
+        wrapped = await root.wrap(key, associated_data)
+        # Looked at before it takes the place of what works.
+        if (await root.unwrap(wrapped, associated_data)).reveal() != key.reveal():
+            raise RootKeyUnusableError("the root key does not give back what it wrapped", root_key_id=root.root_key_id)
+        return RewrappedRecord(record, wrapped)
+
+    async def _is_usable(self, root: RootKey) -> bool:
+        probe = draw_key(KeyPurpose.KEK, version=0)
+        try:
+            wrapped = await root.wrap(probe.key, _PROOF)
+            return (await root.unwrap(wrapped, _PROOF)).reveal() == probe.key.reveal()
+        except DomainError:
+            return False
 
     async def _unwrap(self, records: list[KeyringRecord]) -> list[tuple[KeyringRecord, Secret]]:
         roots = [root for root in (self._root, self._next_root) if root is not None]
@@ -143,6 +207,10 @@ class HoldKeyring(KeyringSource):
         known = self._keys | {_place(record): key for record, key in zip(new, fresh, strict=True)}
         self._keys = {_place(record): known[_place(record)] for record in records}
         return [(record, known[_place(record)]) for record in records]
+
+
+def _primary_kek(records: Iterable[KeyringRecord]) -> KeyringRecord:
+    return next(each for each in records if each.purpose is KeyPurpose.KEK and each.state is KeyState.PRIMARY)
 
 
 def _place(record: KeyringRecord) -> tuple[int, int, bytes]:
