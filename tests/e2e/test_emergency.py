@@ -2,10 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import grpc
 import pytest
+import pytest_asyncio
 
 from byok.keyvault.v1 import (
     emergency_service_pb2,
@@ -31,11 +31,14 @@ _ON_ITS_WAY_SECONDS = 0.25
 _WATCHED_SECONDS = 1.5
 
 
-@pytest.fixture
-async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
-    """Run two replicas of whoever gives leases, and of whoever holds them."""
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+    """Run two replicas of whoever gives leases, and of whoever holds them; each test ends what it halts."""
     options = StackOptions(keyvaults=2, routers=2, is_durable=False, is_kept=False)
-    async with Stack(tmp_path, options=options) as running:
+    async with Stack(tmp_path_factory.mktemp("emergency"), options=options) as running:
         yield running
 
 
