@@ -24,7 +24,7 @@ from services.metering.tests.custody import AuditLog, MemoryCustodyLog, signer
 from services.metering.tests.rig import Rig, asked, open_rig, released, settled
 from testkit.fake_clock import FakeClock
 
-EAGER = CustodyPace(read=timedelta(0), keys=timedelta(0))
+EAGER = CustodyPace(read=timedelta(0))
 
 
 class Replicas:

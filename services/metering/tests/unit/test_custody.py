@@ -15,6 +15,7 @@ from metering.domain.custody import (
     LogPage,
     WitnessedCheckpoint,
     corrupt_log,
+    is_signed_by_others,
     judge,
     opened,
     signing_keys,
@@ -153,6 +154,15 @@ def test_a_new_key_is_trusted_when_a_trusted_one_signs_beside_it() -> None:
     assert keys == (old.verifier_key, new.verifier_key)
     alone = AuditLog(5, keys=(new,))
     assert judge(held(both), alone.page(4), trusted_keys=keys) == held(alone)
+
+
+def test_a_signature_of_a_key_that_is_not_trusted_is_noticed() -> None:
+    """Then, and only then, KeyVault is asked what keys there are."""
+    old, new = signer(1), signer(2)
+    both = AuditLog(4, keys=(old, new)).checkpoint()
+    assert is_signed_by_others(both, [old.verifier_key])
+    assert not is_signed_by_others(both, [old.verifier_key, new.verifier_key, signer(3).verifier_key])
+    assert not is_signed_by_others(AuditLog(4, keys=(old,)).checkpoint(), [old.verifier_key])
 
 
 def test_a_key_that_is_only_listed_is_not_trusted() -> None:

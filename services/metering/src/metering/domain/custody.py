@@ -171,6 +171,12 @@ def vouched_keys(trusted: Sequence[str], listed: ListedCheckpoint) -> tuple[str,
     return _bounded((*trusted, *signing_keys(listed)))
 
 
+def is_signed_by_others(note: str, keys: Sequence[str]) -> bool:
+    """Tell whether a note carries more signatures than those of these keys: perhaps of one that they vouch for."""
+    signatures = note.rpartition("\n\n")[2].count("\n")
+    return signatures > sum(_has_signed(key, note) for key in keys)
+
+
 def signing_keys(listed: ListedCheckpoint) -> tuple[str, ...]:
     """Return the listed keys that did sign the checkpoint."""
     return _bounded(key for key in listed.verifier_keys if _has_signed(key, listed.checkpoint))

@@ -16,6 +16,7 @@ from metering.domain.custody import (
     CustodyState,
     ListedCheckpoint,
     LogPage,
+    is_signed_by_others,
     judge,
     signing_keys,
     vouched_keys,
@@ -27,10 +28,9 @@ from servicekit.clock import Clock
 
 
 class CustodyPace(msgspec.Struct, frozen=True, kw_only=True):
-    """How often the log is read by any of the replicas, and how often its keys are asked for."""
+    """How often the log is read, by any of the replicas."""
 
     read: timedelta = timedelta(seconds=1)
-    keys: timedelta = timedelta(seconds=30)
 
 
 class Finding(Enum):
@@ -65,7 +65,6 @@ class WitnessCustody:
         # Two who look at once must not leave behind what the slower one read.
         self._looking = asyncio.Lock()
         self._looked_at = clock.monotonic()
-        self._keys_due_at = clock.monotonic()
         self._stopped_epoch = -1
         self.record = CustodyRecord()
 
@@ -110,6 +109,7 @@ class WitnessCustody:
         verdict = judge(record.held, page, trusted_keys=keys)
         if isinstance(verdict, Contradiction):
             return await self._contradict(record, verdict)
+        keys = await self._vouched_keys(keys, page)
         if verdict.size == record.size and record.held is not None:
             await self._witnesses.confirm(record, feed_index=page.next_after_index)
             if keys != record.verifier_keys and not self._pinned:
@@ -121,11 +121,14 @@ class WitnessCustody:
     async def _trusted_keys(self, record: CustodyRecord) -> tuple[str, ...]:
         if self._pinned:
             return self._pinned
-        if record.held is not None and self._clock.monotonic() < self._keys_due_at:
-            return record.verifier_keys
+        # On first use, whatever signs; afterwards what those vouch for.
+        return record.verifier_keys if record.held is not None else signing_keys(await self._log.newest())
+
+    async def _vouched_keys(self, keys: tuple[str, ...], page: LogPage) -> tuple[str, ...]:
+        if self._pinned or not is_signed_by_others(page.checkpoint, keys):
+            return keys
         listed = await self._log.newest()
-        self._keys_due_at = self._clock.monotonic() + self._pace.keys.total_seconds()
-        return _keys_of(record, listed)
+        return vouched_keys(keys, ListedCheckpoint(page.checkpoint, listed.verifier_keys))
 
     async def _read(self, record: CustodyRecord) -> LogPage | Contradiction:
         page = await self._log.read(witnessed_size=record.size, after_index=record.feed_index)
@@ -152,7 +155,3 @@ class WitnessCustody:
 
 def _is_excused(record: CustodyRecord, page: LogPage | Contradiction) -> bool:
     return isinstance(page, Contradiction) and 0 < page.corrupt_index == record.excused_index
-
-
-def _keys_of(record: CustodyRecord, listed: ListedCheckpoint) -> tuple[str, ...]:
-    return signing_keys(listed) if record.held is None else vouched_keys(record.verifier_keys, listed)
