@@ -10,6 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from keyvault.adapters.postgres.authority import key_row
 from keyvault.domain import envelope
 from keyvault.domain.ownership import PLATFORM, Holder, Scope, owner_account
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 
 class _EqualToAll:
+    @override
     def __eq__(self, other: object) -> bool:
         return True
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from keyvault.domain.authority import RowSeal
 from keyvault.domain.errors import (
     AgentNotFoundError,
+    HaltedError,
     LeaseBoundReachedError,
     ProviderKeyNotFoundError,
     ProviderKeyRevokedError,
 )
-from keyvault.domain.halts import HaltSet, StoredHalts
+from keyvault.domain.halts import Halt, HaltKind, HaltScope, HaltSet, StoredHalts
 from keyvault.domain.leases import (
     AgentPurpose,
     Candidate,
@@ -36,7 +37,11 @@ from keyvault.domain.leases import (
 )
 from keyvault.domain.ownership import PLATFORM, Account, AccountKind, Holder, Principal, Scope, owner_account
 from keyvault.domain.provider_keys import KeyState, Operation, StoredKey
+from keyvault.domain.shares import NO_CAP, KeyShare, StoredShare
 from services.keyvault.tests.unit.builders import NOW, agent_holder, owner_holder, stored_binding, stored_key
+
+if TYPE_CHECKING:
+    from keyvault.domain.bindings import StoredBinding
 
 BINDING = stored_binding()
 NO_HALTS = StoredHalts.of(HaltSet(), RowSeal(1, 1, bytes(32)))
@@ -167,6 +172,195 @@ def test_validation_of_anothers_key_finds_nothing() -> None:
         select_for_validation(
             ValidationPurpose("1", Principal(owner_id="owner-1")), key("1", state=KeyState.REVOKED), [], NO_HALTS
         )
+
+
+ORGANIZATION = Account(AccountKind.ORGANIZATION, "org-1")
+BOUND = replace(BINDING, binding=replace(BINDING.binding, account=ORGANIZATION))
+OF_ORGANIZATION = Holder(Scope.ORGANIZATION, ORGANIZATION)
+
+
+def share(key_id: str = "1", **changes: Any) -> StoredShare:
+    """Return a share of a key with the bound agent, for chat."""
+    usual: dict[str, Any] = {
+        "provider_key_id": key_id,
+        "agent_id": "agent-1",
+        "organization_id": "org-1",
+        "operations": (Operation.CHAT,),
+        "cap": NO_CAP,
+        "is_ended": False,
+        "create_time": NOW,
+    }
+    return StoredShare(KeyShare(**(usual | changes)), RowSeal(7, 1, bytes(32)))
+
+
+def choose_shared(
+    *keys: StoredKey, shares: list[StoredShare], binding: StoredBinding = BOUND, halts: StoredHalts = NO_HALTS
+) -> Selection | NoUsableKey:
+    """Select for an agent of an organization."""
+    judge = Judge(item=ITEM, operation=Operation.CHAT, can_serve=lambda *_: True, now=NOW)
+    return select(judge, candidates=agents_keys(binding, keys, shares), binding=binding, halts=halts)
+
+
+def test_a_shared_key_comes_after_the_agents_and_the_owners() -> None:
+    """AGENT, OWNER, ORGANIZATION, whatever the priorities are; the share goes with the selection."""
+    shared = key("1", holder=OF_ORGANIZATION, priority=0)
+    found = choose_shared(shared, key("2"), shares=[share()])
+    assert isinstance(found, Selection)
+    assert (found.key.key.provider_key_id, found.share) == ("2", None)
+    found = choose_shared(shared, shares=[share()])
+    assert isinstance(found, Selection)
+    assert (found.key, found.share, found.share_index, found.account) == (shared, share(), 7, ORGANIZATION)
+
+
+WORTHLESS_SHARES = {
+    "of another agent": share(agent_id="agent-2"),
+    "of another key": share("2"),
+    "of another organization": share(organization_id="org-2"),
+    "ended": share(is_ended=True),
+}
+
+
+@pytest.mark.parametrize("worthless", WORTHLESS_SHARES.values(), ids=WORTHLESS_SHARES)
+def test_a_key_of_an_organization_needs_a_share_in_force(worthless: StoredShare) -> None:
+    """Same key, same agent, same organization, not ended; without one there is no key at all."""
+    found = choose_shared(key("1", holder=OF_ORGANIZATION), shares=[worthless])
+    assert isinstance(found, NoUsableKey)
+    assert found.cause is NoKeyCause.NO_KEY
+
+
+def test_a_share_is_of_no_use_to_an_agent_of_another_account() -> None:
+    """The account decides, also when the share stands."""
+    found = choose_shared(key("1", holder=OF_ORGANIZATION), shares=[share()], binding=BINDING)
+    assert isinstance(found, NoUsableKey)
+
+
+def test_a_share_that_does_not_cover_the_operation_is_a_key_for_others() -> None:
+    """There is a key, but not for this operation."""
+    narrow = share(operations=(Operation.EMBEDDING_GENERATION,))
+    found = choose_shared(key("1", holder=OF_ORGANIZATION), shares=[narrow])
+    assert isinstance(found, NoUsableKey)
+    assert found.cause is NoKeyCause.NO_KEY_FOR_OPERATION
+
+
+def halts(*scopes: HaltScope) -> StoredHalts:
+    """Return a set of halts by an operator."""
+    made = [
+        Halt(halt_id=scope.label, scope=scope, reason="x", actor="x", owner_id="", create_time=NOW) for scope in scopes
+    ]
+    return StoredHalts.of(HaltSet(tuple(made)), RowSeal(9, 1, bytes(32)))
+
+
+AGENT_SCOPES = [
+    HaltScope(HaltKind.EVERYTHING),
+    HaltScope(HaltKind.AGENT, "agent-1"),
+    HaltScope(HaltKind.OWNER, "owner-1"),
+    HaltScope(HaltKind.ORGANIZATION, "org-1"),
+    HaltScope(HaltKind.PROVIDER, "anthropic"),
+]
+OTHER_SCOPES = [
+    HaltScope(HaltKind.AGENT, "agent-2"),
+    HaltScope(HaltKind.OWNER, "agent-1"),
+    HaltScope(HaltKind.ORGANIZATION, "owner-1"),
+    HaltScope(HaltKind.PROVIDER, "openai"),
+    HaltScope(HaltKind.PLATFORM),
+]
+
+
+@pytest.mark.parametrize("scope", AGENT_SCOPES, ids=lambda scope: scope.label)
+def test_a_halt_of_what_the_agent_belongs_to_stops_it(scope: HaltScope) -> None:
+    """Also without any key: "no key" would let the platform pay. A halted provider alone needs a key to be there."""
+    with pytest.raises(HaltedError) as halted:
+        choose_shared(key("1"), shares=[], halts=halts(*OTHER_SCOPES, scope))
+    assert halted.value.facts == {"halt_scope": scope.label}
+    if scope.kind is not HaltKind.PROVIDER:
+        with pytest.raises(HaltedError):
+            choose_shared(shares=[], halts=halts(scope))
+
+
+def test_halts_of_others_stop_nothing() -> None:
+    """Scopes are told apart by kind and name."""
+    assert isinstance(choose_shared(key("1"), shares=[], halts=halts(*OTHER_SCOPES)), Selection)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"cool_down_until": NOW + timedelta(seconds=9)}],
+    ids=["a working key", "a resting key"],
+)
+def test_what_comes_after_a_halted_key_does_not_take_its_place(changes: dict[str, Any]) -> None:
+    """Also when the halted one rests or was tried: the next key is not what was asked for."""
+    stopped = halts(HaltScope(HaltKind.PROVIDER, "anthropic"))
+    judge = Judge(
+        item=replace(ITEM, excluded_key_ids=frozenset({"1"})),
+        operation=Operation.CHAT,
+        can_serve=lambda *_: True,
+        now=NOW,
+    )
+    candidates = agents_keys(BINDING, [key("1", **changes), key("2", provider="openai")])
+    with pytest.raises(HaltedError):
+        select(judge, candidates=candidates, binding=BINDING, halts=stopped)
+    first = agents_keys(BINDING, [key("1", priority=500, **changes), key("2", provider="openai")])
+    assert isinstance(select(judge, candidates=first, binding=BINDING, halts=stopped), Selection)
+
+
+def test_a_halt_of_the_platform_stops_its_keys_alone() -> None:
+    """A platform item needs no agent; an agent needs no platform."""
+    judge = Judge(item=ITEM, operation=Operation.CHAT, can_serve=lambda *_: True, now=NOW)
+    candidates = platform_keys([key("1", holder=Holder(Scope.PLATFORM, PLATFORM))])
+    for scope in (HaltScope(HaltKind.PLATFORM), HaltScope(HaltKind.EVERYTHING)):
+        with pytest.raises(HaltedError):
+            select(judge, candidates=candidates, binding=None, halts=halts(scope))
+    found = select(judge, candidates=candidates, binding=None, halts=halts(*AGENT_SCOPES[1:4]))
+    assert isinstance(found, Selection)
+
+
+def test_a_key_past_its_time_is_not_leased_whatever_its_state_says() -> None:
+    """It ends at that very moment; a test call of it is still possible."""
+    expired = key("1", expire_time=NOW)
+    found = choose(expired)
+    assert isinstance(found, NoUsableKey)
+    assert found.cause is NoKeyCause.NO_USABLE_KEY
+    assert chosen_id(key("1", expire_time=NOW + timedelta(microseconds=1))) == "1"
+    purpose = ValidationPurpose("1", Principal(owner_id="owner-1"))
+    assert select_for_validation(purpose, expired, [], NO_HALTS).key is expired
+
+
+@pytest.mark.parametrize(
+    ("scope", "stops"),
+    [
+        (HaltScope(HaltKind.EVERYTHING), True),
+        (HaltScope(HaltKind.PROVIDER, "anthropic"), True),
+        (HaltScope(HaltKind.OWNER, "owner-1"), True),
+        (HaltScope(HaltKind.AGENT, "agent-1"), True),
+        (HaltScope(HaltKind.AGENT, "agent-2"), False),
+        (HaltScope(HaltKind.OWNER, "owner-2"), False),
+        (HaltScope(HaltKind.PLATFORM), False),
+    ],
+)
+def test_test_calls_are_stopped_too(scope: HaltScope, *, stops: bool) -> None:
+    """A key of a halted agent, owner or provider is not even tested."""
+    purpose = ValidationPurpose("1", Principal(owner_id="owner-1"))
+    of_agent = key("1", holder=agent_holder())
+    if stops:
+        with pytest.raises(HaltedError):
+            select_for_validation(purpose, of_agent, [BINDING], halts(scope))
+    else:
+        assert select_for_validation(purpose, of_agent, [BINDING], halts(scope)).key is of_agent
+
+
+def test_a_member_tests_the_organizations_key_on_its_account() -> None:
+    """Whoever is not asserted a member finds none."""
+    shared = key("1", holder=OF_ORGANIZATION)
+    member = Principal(owner_id="owner-1", organization_ids=frozenset({"org-1"}))
+    selection = select_for_validation(ValidationPurpose("1", member), shared, [], NO_HALTS)
+    assert (selection.account, selection.owner_id, selection.binding_index) == (ORGANIZATION, "owner-1", 0)
+    with pytest.raises(HaltedError):
+        select_for_validation(
+            ValidationPurpose("1", member), shared, [], halts(HaltScope(HaltKind.ORGANIZATION, "org-1"))
+        )
+    stranger = Principal(owner_id="owner-1", organization_ids=frozenset({"org-2"}))
+    with pytest.raises(ProviderKeyNotFoundError):
+        select_for_validation(ValidationPurpose("1", stranger), shared, [], NO_HALTS)
 
 
 def test_a_caller_cannot_drain_the_vault() -> None:
