@@ -16,15 +16,24 @@ import asyncio
 import contextlib
 import ssl
 from collections import defaultdict
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
 import pytest
 import pytest_asyncio
 
-from byok.keyvault.v1 import provider_key_pb2
+from byok.keyvault.v1 import (
+    emergency_service_pb2,
+    emergency_service_pb2_grpc,
+    key_service_pb2,
+    provider_key_pb2,
+)
+from byok.metering.v1 import account_service_pb2
+from byok.router.v1 import provider_service_pb2
+from byok.type.v1 import account_pb2, operation_pb2
 from servicekit.clock import SystemClock
 from testkit.faulty_line import FaultyLine
 from testkit.faulty_port import FaultyPort
@@ -32,7 +41,7 @@ from testkit.settings import TestkitSettings
 from testkit.simulator.client import SimulatorControl
 from testkit.simulator.ledger import key_fingerprint
 from testkit.simulator.vendors import make_key
-from testkit.stack.customer import Customer, Suite
+from testkit.stack.customer import Customer, Suite, new_request_id
 from testkit.stack.environment import target_of
 from testkit.stack.load import Load
 from testkit.stack.services import ServiceProcess
@@ -113,17 +122,17 @@ class Scene:
 
 @dataclass
 class Loaded:
-    """A customer whose key is in use."""
+    """A key in use, and how its use is ended for good."""
 
-    customer: Customer
-    key: provider_key_pb2.ProviderKey
+    secret: str
+    end: Callable[[], Awaitable[object]]
     load: Load
 
     async def revoke(self) -> Revoked:
-        """Revoke the key."""
+        """End its use."""
         called = _CLOCK.monotonic()
-        await self.customer.revoke(self.key.key_id)
-        return Revoked(key_fingerprint(self.customer.secret("openai")), called, _CLOCK.monotonic())
+        await self.end()
+        return Revoked(key_fingerprint(self.secret), called, _CLOCK.monotonic())
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -155,14 +164,73 @@ async def probe(scene: Scene) -> AsyncIterator[Probe]:
         await probing
 
 
-async def loaded(scene: Scene) -> Loaded:
-    """Return a customer whose key both Routers use."""
+async def revocable(scene: Scene) -> tuple[Customer, str, Callable[[], Awaitable[object]]]:
+    """Return a customer with a key, and what revokes it."""
     customer = Customer(scene.suite)
     key = await customer.set_up("openai")
+    return customer, customer.secret("openai"), lambda: customer.revoke(key.key_id)
+
+
+async def haltable(scene: Scene) -> tuple[Customer, str, Callable[[], Awaitable[object]]]:
+    """Return a customer with a key, and what halts all that is theirs."""
+    customer = Customer(scene.suite)
+    await customer.set_up("openai")
+    stub = emergency_service_pb2_grpc.EmergencyServiceStub(scene.suite.channel("keyvault", "edge"))
+    request = emergency_service_pb2.HaltRequest(
+        request_id=new_request_id(),
+        acting_for=customer.principal,
+        actor="test",
+        scope=emergency_service_pb2.HaltScope(owner_id=customer.owner_id),
+        reason="a test",
+    )
+    return customer, customer.secret("openai"), lambda: stub.Halt(request)
+
+
+async def unsharable(scene: Scene) -> tuple[Customer, str, Callable[[], Awaitable[object]]]:
+    """Return a customer with whose agent an organization shares its key, and what ends that."""
+    customer = Customer(scene.suite)
+    organization_id = customer.owner_id.replace("owner", "org")
+    member = account_pb2.Principal(owner_id=customer.owner_id, organization_ids=[organization_id])
+    by: dict[str, Any] = {"acting_for": member, "actor": "test"}
+    agent: dict[str, Any] = {"agent_id": customer.agent_id, "owner_id": customer.owner_id, "organization_id": organization_id}
+    await scene.suite.accounts.RegisterAgent(
+        account_service_pb2.RegisterAgentRequest(request_id=new_request_id(), **by, **agent)
+    )
+    secret = make_key("openai", organization_id)
+    created = await scene.suite.keys.CreateKey(
+        key_service_pb2.CreateKeyRequest(
+            request_id=new_request_id(),
+            scope=provider_key_pb2.KEY_SCOPE_ORGANIZATION,
+            organization_id=organization_id,
+            provider="openai",
+            base_url=scene.stack.simulator.base_url("openai"),
+            plaintext=secret.encode(),
+            **by,
+        )
+    )
+    key_id = created.key.key_id
+    await scene.suite.providers.ValidateKey(
+        provider_service_pb2.ValidateKeyRequest(request_id=new_request_id(), key_id=key_id, **by)
+    )
+    shared: dict[str, Any] = {"key_id": key_id, "agent_id": customer.agent_id}
+    guardrail = [operation_pb2.OPERATION_GUARDRAIL_EVALUATION]
+    await scene.suite.keys.ShareKey(
+        key_service_pb2.ShareKeyRequest(request_id=new_request_id(), operations=guardrail, **by, **shared)
+    )
+    request = key_service_pb2.UnshareKeyRequest(request_id=new_request_id(), **by, **shared)
+    return customer, secret, lambda: scene.suite.keys.UnshareKey(request)
+
+
+_ENDS: Final = {"revoked": revocable, "halted": haltable, "unshared": unsharable}
+
+
+async def loaded(scene: Scene, end: str = "revoked") -> Loaded:
+    """Return a customer whose key both Routers use."""
+    customer, secret, ending = await _ENDS[end](scene)
     load = Load([customer], workers=_WORKERS)
     load.start()
     await load.wait_for(_ANSWERED_FIRST)
-    return Loaded(customer, key, load)
+    return Loaded(secret, ending, load)
 
 
 async def arrivals(scene: Scene, probe: Probe) -> tuple[dict[str, list[float]], float]:
@@ -198,8 +266,8 @@ def check(
     last = [max(by_key[each.fingerprint]) - each.returned for each in revoked]
     show(
         capsys,
-        f"\n\nrevocations, {name}: {len(revoked)}",
-        f"  RevokeKey takes                {milliseconds([each.returned - each.called for each in revoked])}",
+        f"\n\n{name}: {len(revoked)} keys",
+        f"  until it returns               {milliseconds([each.returned - each.called for each in revoked])}",
         f"  last call, from its return     {milliseconds(last)}",
         f"  calls that arrived after it    {sum(each > 0 for each in last)}; slowest probe {way_max * 1e3:.1f} ms",
     )
@@ -208,22 +276,24 @@ def check(
 
 @pytest.mark.timeout(600)
 @pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("end", list(_ENDS))
 async def test_connected_no_call_starts_after_a_revocation_returned(
-    scene: Scene, probe: Probe, capsys: pytest.CaptureFixture[str]
+    scene: Scene, probe: Probe, capsys: pytest.CaptureFixture[str], end: str
 ) -> None:
-    """Both Routers hear of it: RevokeKey returns within a second, and no call on the key starts later."""
+    """Both Routers hear of it: it returns within a second, and no call on the key starts later."""
+    wanted = _CONNECTED if end == "revoked" else _CONNECTED // 3
     revoked: list[Revoked] = []
 
     async def one() -> None:
-        each = await loaded(scene)
+        each = await loaded(scene, end)
         revoked.append(await each.revoke())
         await asyncio.sleep(_LINGER)
         await each.load.stop()
 
-    while len(revoked) < _CONNECTED:
-        await asyncio.gather(*(one() for _ in range(min(_AT_ONCE, _CONNECTED - len(revoked)))))
+    while len(revoked) < wanted:
+        await asyncio.gather(*(one() for _ in range(min(_AT_ONCE, wanted - len(revoked)))))
     found = await arrivals(scene, probe)
-    check(capsys, "connected", revoked, found)
+    check(capsys, f"{end}, connected", revoked, found)
     late = [max(found[0][each.fingerprint]) - each.called for each in revoked]
     assert max(late) <= _CONNECTED_BOUND
 
@@ -254,7 +324,7 @@ async def test_cut_off_no_call_starts_later_than_the_bound(
         await asyncio.sleep(_LINGER)
         await asyncio.gather(*(each.load.stop() for each in customers))
     found = await arrivals(scene, probe)
-    check(capsys, f"{cut} silent", revoked, found)
+    check(capsys, f"revoked, {cut} silent", revoked, found)
     by_key, way_max = found
     from_cut = [max(by_key[each.fingerprint]) - since for each, since in zip(revoked, cuts, strict=True)]
     show(capsys, f"  last call, from the cut        {milliseconds(from_cut)}")

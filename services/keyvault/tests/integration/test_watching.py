@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import grpc
+import pytest
 from pydantic import SecretStr
 
 from byok.keyvault.v1 import key_service_pb2, lease_service_pb2
@@ -220,6 +221,49 @@ async def test_changes_come_by_polling_when_nothing_is_notified(
     async with watching(vault) as watch:
         await (await vault.keys()).CreateKey(create_request(acting_for=owner(name("owner"))))
         await watch.until(lambda: len(watch.heard) == 1)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "UPDATE audit_entries SET leaf = 'nonsense' WHERE kind = 4",
+        # Another key's revocation, which would leave the right one's leases alone.
+        "UPDATE audit_entries SET leaf = (SELECT leaf FROM audit_entries WHERE kind = 1 LIMIT 1) WHERE kind = 4",
+        "UPDATE audit_entries SET leaf = set_byte(leaf, 70, get_byte(leaf, 70) # 255) WHERE kind = 4",
+        "UPDATE audit_entries SET subject = 'key/another' WHERE kind = 4",
+    ],
+    ids=["nonsense", "another entry", "one byte", "subject"],
+)
+async def test_a_revocation_that_was_edited_ends_everything(vault: Vault, attack: str) -> None:
+    """Who may write to the database cannot hide whose lease has ended: then all have, and the watch goes on behind."""
+    bound = await vault.bind()
+    key = await vault.working_key()
+    answer = await _revoke(vault, key.key_id)
+    await vault.forge(attack)
+    async with watching(vault, resume_index=bound.binding.authority_index) as watch:
+        await watch.until(lambda: bool(watch.heard) and watch.heard[-1].authority_index == answer.authority_index)
+        untold = watch.heard[-1]
+        assert (untold.key_id, untold.agent_id, untold.owner_id, untold.platform) == ("", "", "", False)
+        assert untold.kind == lease_service_pb2.AUTHORITY_CHANGE_KIND_UNSPECIFIED
+        await vault.bind("agent-2")
+        watch.ping()
+        await watch.until(lambda: len(watch.echoes) == 1)
+        assert watch.heard[-1].agent_id == "agent-2"
+
+
+async def test_a_watch_that_resumes_where_nothing_is_kept_starts_anew(vault: Vault) -> None:
+    """What was archived since cannot be told: all that was granted before the head ends, and the watch goes on."""
+    bound = await vault.bind()
+    key = await vault.working_key()
+    answer = await _revoke(vault, key.key_id)
+    await vault.forge("DELETE FROM audit_entries WHERE audit_index <= $1", answer.authority_index)
+    head = (await vault.bind("agent-2")).binding.authority_index
+    async with watching(vault, resume_index=bound.binding.authority_index) as watch:
+        await watch.until(lambda: len(watch.heard) == 1)
+        assert (watch.heard[0].authority_index, watch.heard[0].agent_id) == (head, "")
+    async with watching(vault, resume_index=answer.authority_index) as watch:
+        await watch.until(lambda: len(watch.heard) == 1)
+        assert watch.heard[0].agent_id == "agent-2"
 
 
 async def _revoke(vault: Vault, key_id: str) -> key_service_pb2.RevokeKeyResponse:
