@@ -50,8 +50,10 @@ _SHARE_ROWS: Final = """
         JOIN audit_entries e ON e.audit_index = h.audit_index AND e.kind IN (7, 8)
         WHERE h.provider_key_id = s.provider_key_id AND h.agent_id = s.agent_id
           AND (e.subject = 'key/' || s.provider_key_id OR e.leaf = '')), 0) AS newest_index
-    FROM key_shares s WHERE s.superseded_index IS NULL AND s.provider_key_id || '/' || s.agent_id > $1
-    ORDER BY 1 LIMIT $2
+    FROM key_shares s
+    WHERE s.superseded_index IS NULL
+      AND (s.provider_key_id, s.agent_id) > (split_part($1::text, '/', 1), substr($1, strpos($1, '/') + 1))
+    ORDER BY s.provider_key_id, s.agent_id LIMIT $2
 """
 _HALT_ROWS: Final = """
     SELECT '' AS name, h.audit_index, coalesce((
@@ -65,19 +67,27 @@ _ROWS: Final = {
     RowKind.SHARE: _SHARE_ROWS,
     RowKind.HALTS: _HALT_ROWS,
 }
+# The page is read first, and each row looked up by its index: the planner would rather read the whole of each table.
 _ENTRIES: Final = """
-    SELECT e.audit_index, e.kind, e.subject, sh.agent_id AS share_agent_id, CASE
-        WHEN e.kind BETWEEN 1 AND 5 THEN EXISTS (
-            SELECT FROM agent_ai_keys k
-            WHERE k.provider_key_id = substr(e.subject, 5) AND k.audit_index = e.audit_index)
-        WHEN e.kind = 6 THEN EXISTS (
-            SELECT FROM agent_bindings b WHERE b.agent_id = substr(e.subject, 7) AND b.audit_index = e.audit_index)
-        WHEN e.kind IN (7, 8) THEN sh.agent_id IS NOT NULL
-        ELSE EXISTS (SELECT FROM halt_sets h WHERE h.audit_index = e.audit_index)
-    END AS is_row_there
-    FROM audit_entries e LEFT JOIN key_shares sh
-      ON e.kind IN (7, 8) AND sh.provider_key_id = substr(e.subject, 5) AND sh.audit_index = e.audit_index
-    WHERE e.kind < 100 AND e.leaf <> '' AND e.audit_index > $1 ORDER BY e.audit_index LIMIT $2
+    WITH page AS MATERIALIZED (
+        SELECT e.audit_index, e.kind, e.subject FROM audit_entries e
+        WHERE e.kind < 100 AND e.leaf <> '' AND e.audit_index > $1 ORDER BY e.audit_index LIMIT $2
+    )
+    SELECT p.audit_index, p.kind, p.subject, found.share_agent_id, found.share_agent_id IS NOT NULL AS is_row_there
+    FROM page p LEFT JOIN LATERAL (
+        SELECT '' AS share_agent_id FROM agent_ai_keys k
+        WHERE p.kind BETWEEN 1 AND 5 AND k.provider_key_id = substr(p.subject, 5) AND k.audit_index = p.audit_index
+        UNION ALL
+        SELECT '' FROM agent_bindings b
+        WHERE p.kind = 6 AND b.agent_id = substr(p.subject, 7) AND b.audit_index = p.audit_index
+        UNION ALL
+        SELECT sh.agent_id FROM key_shares sh
+        WHERE p.kind IN (7, 8) AND sh.provider_key_id = substr(p.subject, 5) AND sh.audit_index = p.audit_index
+        UNION ALL
+        SELECT '' FROM halt_sets h WHERE p.kind = 9 AND h.audit_index = p.audit_index
+        LIMIT 1
+    ) found ON true
+    ORDER BY p.audit_index
 """
 _FIRST_KEPT: Final = "SELECT coalesce(min(audit_index), 1) FROM audit_entries"
 _APPEND_CORRUPTION: Final = "SELECT append_corruption($1, $2, $3, $4, $5, $6) AS is_new"

@@ -25,12 +25,18 @@ _EQUAL: Final = """
     WHERE mine.provider_key_id = $1 AND ($2::smallint IS NULL OR (k.owner_kind = $2 AND k.owner_id = $3))
     ORDER BY k.provider_key_id LIMIT $4
 """
+# The page is read first, and each row looked up by its index: the planner would rather merge the whole of both tables.
 _WALK: Final = """
-    SELECT s.provider_key_id AS secret_key_id, s.key_version AS secret_version, s.wrapped_dek, s.kek_version, k.*
-    FROM agent_ai_key_secrets s LEFT JOIN agent_ai_keys k
-      ON k.provider_key_id = s.provider_key_id AND k.key_version = s.key_version AND k.superseded_index IS NULL
-    WHERE (s.provider_key_id, s.key_version) > ($1, $2)
-    ORDER BY s.provider_key_id, s.key_version LIMIT $3
+    WITH page AS MATERIALIZED (
+        SELECT provider_key_id, key_version, wrapped_dek, kek_version FROM agent_ai_key_secrets
+        WHERE (provider_key_id, key_version) > ($1, $2) ORDER BY provider_key_id, key_version LIMIT $3
+    )
+    SELECT p.provider_key_id AS secret_key_id, p.key_version AS secret_version, p.wrapped_dek, p.kek_version, k.*
+    FROM page p LEFT JOIN LATERAL (
+        SELECT * FROM agent_ai_keys
+        WHERE provider_key_id = p.provider_key_id AND superseded_index IS NULL AND key_version = p.key_version LIMIT 1
+    ) k ON true
+    ORDER BY p.provider_key_id, p.key_version
 """
 
 
