@@ -1,6 +1,6 @@
 """The emergency stop: what is halted, by whom, and what a halt covers.
 
-All halts that are in force are one authority row. With a row for each, a deleted row would end a halt; here it leaves no
+All halts that are in force are one authority row. With a row for each, deleting one would end a halt; here it leaves no
 set at all, and without a set nothing is leased.
 """
 
@@ -131,8 +131,6 @@ class StoredHalts:
 
     def ensure_none(self, scopes: Iterable[HaltScope]) -> None:
         """Raise HaltedError when one of `scopes`, or everything, is halted."""
-        if not self.covered:
-            return
         for scope in (EVERYTHING, *scopes):
             if scope in self.covered:
                 message = "an emergency stop covers this; hold the content until it is resumed"

@@ -196,6 +196,8 @@ def platform_keys(keys: Iterable[StoredKey]) -> list[Candidate]:
 
 def ensure_not_halted(halts: StoredHalts, binding: StoredBinding | None) -> None:
     """Raise HaltedError when the agent, its owner or its organization is halted; without an agent, the platform."""
+    if not halts.covered:
+        return
     if binding is None:
         halts.ensure_none((scope_of_account(PLATFORM),))
         return
@@ -242,21 +244,22 @@ def select(
     ensure_not_halted(halts, binding)
     account = PLATFORM if binding is None else binding.binding.account
     present = [each for each in candidates if each.key.key.state is not KeyState.REVOKED]
-    judged = [(each, judge(each)) for each in present]
+    verdicts = [judge(each) for each in present]
     resting = []
-    for candidate, verdict in judged:
+    for candidate, verdict in zip(present, verdicts, strict=True):
         if verdict not in _WORKING:
             continue
         # Also of a key that was tried already or is resting: what comes after it, in the end the platform's money, must
         # not take the place of what is stopped.
-        halts.ensure_none((candidate.provider_scope,))
+        if halts.covered:
+            halts.ensure_none((candidate.provider_scope,))
         if candidate.provider_key_id in judge.item.excluded_key_ids:
             continue
         if verdict is Verdict.USABLE:
             return Selection(key=candidate.key, account=account, binding=binding, share=candidate.share)
         resting.append(candidate.key)
     return NoUsableKey(
-        cause=_cause([verdict for _, verdict in judged]),
+        cause=_cause(verdicts),
         account=account,
         binding=binding,
         retry_after=_soonest(resting, judge.now),
