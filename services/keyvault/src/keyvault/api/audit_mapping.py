@@ -16,7 +16,9 @@ from keyvault.usecases.read_feed import FeedPage, FeedQuestion
 if TYPE_CHECKING:
     from google.protobuf import timestamp_pb2
 
+    from keyvault.usecases.export_entries import ExportPage
     from keyvault.usecases.read_entries import ProvedEntry
+    from keyvault.usecases.verify_log import VerificationStep
     from servicekit.identity import Caller
 
 KINDS_MAX: Final = 100
@@ -47,6 +49,42 @@ def page_to(page: EntryPage) -> audit_service_pb2.ListEntriesResponse:
         entries=[_proved_to(each) for each in page.entries],
         checkpoint=page.checkpoint.note,
         next_page_token=page.next_page_token,
+    )
+
+
+def export_from(request: audit_service_pb2.ExportEntriesRequest) -> tuple[int, int]:
+    """Return the first and the last index that are asked for, 0 where it is not said."""
+    return request.first_index, request.last_index
+
+
+def exported_to(page: ExportPage) -> audit_service_pb2.ExportEntriesResponse:
+    """Return a page of leaves as a message."""
+    return audit_service_pb2.ExportEntriesResponse(
+        leaves=[
+            audit_service_pb2.ExportedLeaf(audit_index=each.audit_index, leaf=each.leaf, leaf_hash=each.leaf_hash)
+            for each in page.leaves
+        ],
+        checkpoint=page.note,
+    )
+
+
+def verification_to(step: VerificationStep) -> audit_service_pb2.VerifyLogResponse:
+    """Return a step of a verification as a message."""
+    return audit_service_pb2.VerifyLogResponse(
+        verified_entries=step.entries_done,
+        verified_rows=step.rows_done,
+        entries=step.entries,
+        findings=[
+            audit_service_pb2.LogFinding(
+                kind=int(each.kind),  # type: ignore[arg-type]  # the numbers are the contract's
+                audit_index=each.audit_index,
+                row_id=each.row_id,
+                description=each.description,
+            )
+            for each in step.findings
+        ],
+        is_done=step.is_done,
+        checkpoint=step.note,
     )
 
 

@@ -8,13 +8,26 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from byok.keyvault.v1 import audit_service_pb2, audit_service_pb2_grpc
-from keyvault.api.audit_mapping import feed_to, listing_from, page_to, question_from
+from keyvault.api.audit_mapping import (
+    export_from,
+    exported_to,
+    feed_to,
+    listing_from,
+    page_to,
+    question_from,
+    verification_to,
+)
+from keyvault.domain.log_verification import ALL_CHECKS
+from keyvault.usecases.export_entries import ExportEntries
 from keyvault.usecases.list_entries import ListEntries
 from keyvault.usecases.prove_sizes import ProveSizes
 from keyvault.usecases.read_feed import ReadFeed
+from keyvault.usecases.verify_log import VerifyLog
 from servicekit.identity import current_caller
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     import grpc
 
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -27,6 +40,8 @@ class AuditUseCases:
     list_entries: ListEntries
     read_feed: ReadFeed
     prove: ProveSizes
+    verify: VerifyLog
+    export: ExportEntries
 
 
 class AuditServicer(audit_service_pb2_grpc.AuditServiceServicer):
@@ -72,3 +87,17 @@ class AuditServicer(audit_service_pb2_grpc.AuditServiceServicer):
         return audit_service_pb2.GetConsistencyProofResponse(
             proof=proved.proof, new_size=proved.size, new_root_hash=proved.root
         )
+
+    @override
+    async def ExportEntries(
+        self, request: audit_service_pb2.ExportEntriesRequest, context: Context
+    ) -> AsyncIterator[audit_service_pb2.ExportEntriesResponse]:
+        async for page in self._do.export(*export_from(request)):
+            yield exported_to(page)
+
+    @override
+    async def VerifyLog(
+        self, request: audit_service_pb2.VerifyLogRequest, context: Context
+    ) -> AsyncIterator[audit_service_pb2.VerifyLogResponse]:
+        async for step in self._do.verify(request.first_index, request.pinned_checkpoint, ALL_CHECKS):
+            yield verification_to(step)

@@ -6,14 +6,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from byok.keyvault.v1 import audit_service_pb2, audit_service_pb2_grpc
+from keyvault.adapters.postgres.row_history import PostgresRowHistory
 from keyvault.adapters.postgres.tree import PostgresTree
+from keyvault.adapters.postgres.tree_records import PostgresTreeRecords
 from keyvault.api.audit_servicer import AuditServicer, AuditUseCases
 from keyvault.usecases.check_leaves import CheckLeaves
+from keyvault.usecases.export_entries import ExportEntries
 from keyvault.usecases.integrate_log import IntegrateLog
 from keyvault.usecases.list_entries import ListEntries
 from keyvault.usecases.prove_log import ProveLog
 from keyvault.usecases.prove_sizes import ProveSizes
 from keyvault.usecases.read_feed import ReadFeed
+from keyvault.usecases.verify_authority import VerifyAuthority
+from keyvault.usecases.verify_log import VerifyLog
 from keyvault.wiring.base import provider_keys, report_corruption
 from keyvault.workers.integrating import Integrating
 from servicekit.server import ServedService
@@ -61,6 +66,24 @@ def integrating(base: Base, tree: Tree) -> Integrating:
     )
 
 
+def verify_log(base: Base, tree: Tree) -> VerifyLog:
+    """Return the full verification."""
+    return VerifyLog(
+        tree.store,
+        PostgresTreeRecords(base.database),
+        sealer=base.sealer,
+        keyring=base.keyring,
+        authority=VerifyAuthority(
+            PostgresRowHistory(base.database),
+            keys=base.authority,
+            bindings=base.authority,
+            shares=base.shares_and_halts,
+            halts=base.shares_and_halts,
+            keyring=base.keyring,
+        ),
+    )
+
+
 def serve_audit(base: Base, tree: Tree) -> ServedService:
     """Return the service, ready to be served."""
     audit = base.settings.audit
@@ -76,6 +99,8 @@ def serve_audit(base: Base, tree: Tree) -> ServedService:
             poll=audit.feed_poll,
         ),
         prove=ProveSizes(tree.store, integrate=tree.integrate, prove=tree.prove, keyring=base.keyring),
+        verify=verify_log(base, tree),
+        export=ExportEntries(tree.store, integrate=tree.integrate),
     )
     return ServedService(
         audit_service_pb2_grpc.add_AuditServiceServicer_to_server, AuditServicer(usecases), DESCRIPTOR.full_name
