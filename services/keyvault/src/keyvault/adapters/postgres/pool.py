@@ -18,6 +18,10 @@ from servicekit.errors import UnavailableError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+    from asyncpg.pool import PoolConnectionProxy
+
+    _Connection = PoolConnectionProxy[asyncpg.Record]
+
 # InternalClientError is what asyncpg raises when the server ends a connection between two messages.
 FAILURES: Final = (
     asyncpg.PostgresError,
@@ -39,33 +43,48 @@ class PostgresOptions:
     statement_timeout: timedelta
 
 
+_GIVE_BACK_SECONDS: Final = 1.0
+"""How long a server may take to acknowledge that a statement was given up, before its connection is cut."""
+_SECONDS_MIN: Final = 0.001
+"""A connection that came late still gets a statement that ends by itself."""
+
+
 class Database:
-    """A pool of connections. Every statement has a deadline, cut to what is left of the call that is being served."""
+    """A pool of connections. Every statement has a deadline, cut to what is left of the call that is being served.
+
+    The deadline holds for all that a statement waits for: a connection, the answer, and the end of a statement that is
+    given up. A server that hangs holds no caller, and its connections are cut, so that it is reached anew.
+    """
 
     def __init__(self, pool: asyncpg.Pool[asyncpg.Record], statement_timeout: timedelta) -> None:
         """Use `pool`; make it by `open_database`."""
         self._pool = pool
         self._statement_timeout = statement_timeout
+        self._giving_back: set[asyncio.Task[None]] = set()
 
     async def fetch(self, query: str, *args: object) -> list[asyncpg.Record]:
         """Return the rows of a reading statement. Raises UnavailableError."""
         with _reads():
-            return await self._pool.fetch(query, *args, timeout=call_deadline(self._statement_timeout))
+            async with self._connection() as (connection, seconds):
+                return await connection.fetch(query, *args, timeout=seconds)
 
     async def fetch_row(self, query: str, *args: object) -> asyncpg.Record | None:
         """Return the first row of a reading statement. Raises UnavailableError."""
         with _reads():
-            return await self._pool.fetchrow(query, *args, timeout=call_deadline(self._statement_timeout))
+            async with self._connection() as (connection, seconds):
+                return await connection.fetchrow(query, *args, timeout=seconds)
 
     async def fetch_value(self, query: str, *args: object) -> Any:
         """Return one value of a reading statement. Raises UnavailableError."""
         with _reads():
-            return await self._pool.fetchval(query, *args, timeout=call_deadline(self._statement_timeout))
+            async with self._connection() as (connection, seconds):
+                return await connection.fetchval(query, *args, timeout=seconds)
 
     async def execute(self, query: str, *args: object) -> None:
         """Run a statement that appends nothing to the log. Raises UnavailableError."""
         with _reads():
-            await self._pool.execute(query, *args, timeout=call_deadline(self._statement_timeout))
+            async with self._connection() as (connection, seconds):
+                await connection.execute(query, *args, timeout=seconds)
 
     async def append(self, query: str, *args: object) -> list[asyncpg.Record]:
         """Run the one statement of an append, and return its rows when it is committed.
@@ -74,7 +93,37 @@ class Database:
             AuditUnavailableError: it is not known to be durable.
         """
         with _appends():
-            return await self._pool.fetch(query, *args, timeout=call_deadline(self._statement_timeout))
+            async with self._connection() as (connection, seconds):
+                return await connection.fetch(query, *args, timeout=seconds)
+
+    @contextlib.asynccontextmanager
+    async def _connection(self) -> AsyncIterator[tuple[_Connection, float]]:
+        """Give a connection for one statement, and the seconds that are left for it."""
+        seconds = call_deadline(self._statement_timeout)
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + seconds
+        # What this time is for, asyncpg would also take for giving the connection back.
+        connection = await self._pool.acquire(timeout=seconds)
+        try:
+            yield connection, max(give_up_at - loop.time(), _SECONDS_MIN)
+        except asyncpg.ReadOnlySQLTransactionError:
+            # This server is a primary no more, or is not yet: what the pool holds leads to it for ever.
+            await self._pool.expire_connections()
+            await self._pool.release(connection, timeout=_GIVE_BACK_SECONDS)
+            raise
+        except BaseException:
+            # Not awaited: a server that hangs does not acknowledge a cancellation either.
+            task = asyncio.create_task(self._give_back(connection))
+            self._giving_back.add(task)
+            task.add_done_callback(self._giving_back.discard)
+            raise
+        else:
+            await self._pool.release(connection)
+
+    async def _give_back(self, connection: _Connection) -> None:
+        # What is not acknowledged in time is cut by the pool itself.
+        with contextlib.suppress(*FAILURES):
+            await self._pool.release(connection, timeout=_GIVE_BACK_SECONDS)
 
 
 def as_json(value: object) -> str:
