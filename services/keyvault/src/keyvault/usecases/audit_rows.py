@@ -67,7 +67,8 @@ class AuditRows:
                 first_kept_index=first_kept,
             )
             await self._note(state.row, finding, state.row_index)
-        if len(rows) == self._batch_max:
+        # There is one set of halts, and no row after it.
+        if len(rows) == self._batch_max and _KINDS[self._kind] is not RowKind.HALTS:
             self._name = rows[-1].row.name
         elif self._kind + 1 < len(_KINDS):
             self._kind, self._name = self._kind + 1, ""
