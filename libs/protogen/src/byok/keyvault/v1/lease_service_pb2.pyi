@@ -125,7 +125,9 @@ class _AuthorityChangeKind:
 class _AuthorityChangeKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AuthorityChangeKind.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     AUTHORITY_CHANGE_KIND_UNSPECIFIED: _AuthorityChangeKind.ValueType  # 0
-    """Not set. Never sent; treat it as a change of everything named."""
+    """What changed cannot be told: everything granted below its index ends. So
+    it does after a kind that the watcher does not know.
+    """
     AUTHORITY_CHANGE_KIND_KEY_ADDED: _AuthorityChangeKind.ValueType  # 1
     """A key was created or its secret replaced: "no key" answers end."""
     AUTHORITY_CHANGE_KIND_KEY_UPDATED: _AuthorityChangeKind.ValueType  # 2
@@ -151,7 +153,9 @@ class AuthorityChangeKind(_AuthorityChangeKind, metaclass=_AuthorityChangeKindEn
     """What changed."""
 
 AUTHORITY_CHANGE_KIND_UNSPECIFIED: AuthorityChangeKind.ValueType  # 0
-"""Not set. Never sent; treat it as a change of everything named."""
+"""What changed cannot be told: everything granted below its index ends. So
+it does after a kind that the watcher does not know.
+"""
 AUTHORITY_CHANGE_KIND_KEY_ADDED: AuthorityChangeKind.ValueType  # 1
 """A key was created or its secret replaced: "no key" answers end."""
 AUTHORITY_CHANGE_KIND_KEY_UPDATED: AuthorityChangeKind.ValueType  # 2
@@ -589,7 +593,7 @@ class WatchAuthorityRequest(_message.Message):
 
     @_builtins.property
     def ack(self) -> Global___WatchAck:
-        """After each change."""
+        """After each change; one stands for all before it."""
 
     def __init__(
         self,
@@ -696,7 +700,9 @@ Global___AuthorityChange: _TypeAlias = AuthorityChange  # noqa: Y015
 
 @_typing.final
 class WatchEcho(_message.Message):
-    """Answers a ping, once every change that was sent before it is acknowledged."""
+    """Answers a ping, once every change that was sent before the ping came is
+    acknowledged.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -722,7 +728,9 @@ Global___WatchEcho: _TypeAlias = WatchEcho  # noqa: Y015
 
 @_typing.final
 class WatchDraining(_message.Message):
-    """This replica is going away: open another watch before leaving this one."""
+    """This replica is going away, or the connection is too old: open another watch,
+    on a connection of its own, before leaving this one.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
