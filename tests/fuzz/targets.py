@@ -139,7 +139,10 @@ def fuzz_records(data: bytes) -> None:
 
 
 def fuzz_proof(data: bytes) -> None:
-    """No proof shows what is not so."""
+    """No proof shows what is not so of the tree that its root is of.
+
+    Of which size that is, a root does not say: a checkpoint does, which is signed.
+    """
     if len(data) < PROOF.size:
         return
     claimed, size, a, b, leaf = PROOF.unpack_from(data)
@@ -151,12 +154,12 @@ def fuzz_proof(data: bytes) -> None:
     except ProofInvalidError:
         pass
     else:
-        assert (claimed, size) == (leaf, a), "a leaf was shown where it does not stand"
+        assert size != a or claimed == leaf, "a leaf was shown where it does not stand"
     try:
         verify_consistency(old_size=claimed, old_root=ROOTS[a], new_size=size, new_root=ROOTS[b], proof=proof)
     except ProofInvalidError:
         return
-    assert (claimed, size) == (a, b), "a tree was shown to continue what it does not"
+    assert size != b or claimed == a, "a tree was shown to continue what it does not"
 
 
 def fuzz_checkpoint(data: bytes) -> None:
