@@ -28,6 +28,12 @@ def test_a_derived_id_is_canonical_and_repeatable(at: datetime, parts: list[byte
     assert uuid7_time(derived) == uuid7_time(new_uuid7(at))
 
 
+def test_a_time_beyond_the_calendar_is_no_time() -> None:
+    """48 bits of milliseconds reach further than dates do; whoever reads the id catches one kind of error."""
+    with pytest.raises(ValueError, match="no date"):
+        uuid7_time("ffffffff-ffff-7000-8000-000000000001")
+
+
 def test_parts_do_not_run_into_each_other() -> None:
     """Moving a byte from one part to the next is another id."""
     ids = {derived_uuid7(_NOW, *parts) for parts in ([b"ab", b"c"], [b"a", b"bc"], [b"abc"], [b"abc", b""])}

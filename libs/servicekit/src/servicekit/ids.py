@@ -49,12 +49,16 @@ def uuid7_time(value: str) -> datetime:
     """Return the time inside a canonical UUIDv7.
 
     Raises:
-        ValueError: `value` is not a canonical, lower-case UUIDv7.
+        ValueError: `value` is not a canonical, lower-case UUIDv7, or its time is beyond the year 9999.
     """
     if not _CANONICAL.fullmatch(value):
         message = "not a canonical UUIDv7"
         raise ValueError(message)
-    return _EPOCH + int(value[:8] + value[9:13], 16) * _MILLISECOND
+    try:
+        return _EPOCH + int(value[:8] + value[9:13], 16) * _MILLISECOND
+    except OverflowError as error:
+        message = "the time of the UUIDv7 is no date"
+        raise ValueError(message) from error
 
 
 def check_request_id(value: str, now: datetime, *, field: str = "request_id") -> None:
@@ -66,7 +70,7 @@ def check_request_id(value: str, now: datetime, *, field: str = "request_id") ->
     """
     try:
         at = uuid7_time(value)
-    except (ValueError, OverflowError):
+    except ValueError:
         raise _refused(
             field, "REQUEST_ID_MALFORMED", "must be a UUIDv7 in canonical lower case; the client library mints one"
         ) from None
