@@ -10,6 +10,7 @@ import structlog
 import keyvault.cli.main as operators_commands
 from keyvault.app import SERVICE, apply_migrations, serve
 from keyvault.settings import Settings
+from keyvault.wiring.rewrap import rewrap
 from servicekit.errors import DomainError
 from servicekit.metrics import Metrics
 from servicekit.process import run
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-COMMANDS: Final = ("serve", "migrate")
+COMMANDS: Final = ("serve", "migrate", "rewrap")
 """What the service itself does, with its settings; anything else is an operator's command, sent over the wire."""
 
 _log = structlog.get_logger("keyvault.main")
@@ -38,6 +39,8 @@ def main(argv: Sequence[str]) -> None:
         try:
             if invocation.command == "migrate":
                 await apply_migrations(settings)
+            elif invocation.command == "rewrap":
+                await rewrap(settings, stop, metrics)
             else:
                 await serve(settings, stop, metrics)
         except DomainError as error:

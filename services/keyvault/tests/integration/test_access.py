@@ -14,6 +14,7 @@ from byok.keyvault.v1 import (
     emergency_service_pb2,
     exposure_service_pb2,
     key_service_pb2,
+    keyring_service_pb2,
     lease_service_pb2,
 )
 from keyvault.domain.audit_log import EntryKind, decode_leaf
@@ -32,6 +33,7 @@ SERVICES = (
     emergency_service_pb2.DESCRIPTOR.services_by_name["EmergencyService"],
     exposure_service_pb2.DESCRIPTOR.services_by_name["ExposureService"],
     audit_service_pb2.DESCRIPTOR.services_by_name["AuditService"],
+    keyring_service_pb2.DESCRIPTOR.services_by_name["KeyringService"],
 )
 KEYS = frozenset({"edge", "operator"})
 ALLOWED = {
@@ -66,6 +68,15 @@ ALLOWED = {
     "ExportEntries": frozenset({"operator"}),
     "VerifyLog": frozenset({"operator"}),
     "ListExposedKeys": frozenset({"operator"}),
+    "ListKeyring": frozenset({"operator"}),
+    "StageKey": frozenset({"operator"}),
+    "PromoteKey": frozenset({"operator"}),
+    "RewrapKeys": frozenset({"operator"}),
+    "DisableKey": frozenset({"operator"}),
+    "EnableKey": frozenset({"operator"}),
+    "DestroyKey": frozenset({"operator"}),
+    "RegisterBackup": frozenset({"operator"}),
+    "RotateRootKey": frozenset({"operator"}),
 }
 RPCS = [(service.full_name, method.name) for service in SERVICES for method in service.methods]
 

@@ -9,18 +9,21 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from byok.keyvault.v1 import keyring_service_pb2, keyring_service_pb2_grpc
-from keyvault.api.fields import actor_from, enum_from
+from keyvault.api.fields import ACTOR_CHARACTERS_MAX, actor_from, enum_from
 from keyvault.api.key_mapping import timestamp_to
 from keyvault.domain.keyring import KeyPurpose
 from keyvault.domain.keyring_versions import Backup, KeyringVersion, Replica, proved_by
-from keyvault.domain.new_keys import refused
+from keyvault.domain.new_keys import check_text, refused
 from keyvault.usecases.change_keyring import Change, ChangeKeyring, Destruction
+from keyvault.usecases.follow_rewrap import FollowRewrap
 from keyvault.usecases.list_keyring import COUNTED, KeyringListing, ListKeyring
 from servicekit.identity import current_caller
 
 if TYPE_CHECKING:
     import grpc
     from google.protobuf.timestamp_pb2 import Timestamp
+
+    from keyvault.domain.rewrap import Rewrap
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -33,6 +36,7 @@ class KeyringUseCases:
 
     list_keyring: ListKeyring
     change: ChangeKeyring
+    follow_rewrap: FollowRewrap
 
 
 class KeyringServicer(keyring_service_pb2_grpc.KeyringServiceServicer):
@@ -63,6 +67,19 @@ class KeyringServicer(keyring_service_pb2_grpc.KeyringServiceServicer):
             _change_from(request), _purpose_from(request.purpose), _number_from(request.version)
         )
         return keyring_service_pb2.PromoteKeyResponse(version=_version_to(promoted))
+
+    @override
+    async def RewrapKeys(
+        self, request: keyring_service_pb2.RewrapKeysRequest, context: Context
+    ) -> keyring_service_pb2.RewrapKeysResponse:
+        stands = await self._do.follow_rewrap(
+            caller=current_caller().uri,
+            actor=check_text("actor", request.actor, characters_max=ACTOR_CHARACTERS_MAX),
+            start=request.start,
+            keys_per_second_max=request.keys_per_second_max,
+            pause=request.pause if request.HasField("pause") else None,
+        )
+        return _rewrap_to(stands)
 
     @override
     async def DisableKey(
@@ -114,6 +131,24 @@ class KeyringServicer(keyring_service_pb2_grpc.KeyringServiceServicer):
             raise refused("root_key_id", "REQUIRED", "Send the id of the next root key; ListKeyring tells it.")
         rewrapped = await self._do.change.rotate_root(_change_from(request), request.root_key_id)
         return keyring_service_pb2.RotateRootKeyResponse(rewrapped_versions=rewrapped, root_key_id=request.root_key_id)
+
+
+def _rewrap_to(stands: Rewrap) -> keyring_service_pb2.RewrapKeysResponse:
+    message = keyring_service_pb2.RewrapKeysResponse(
+        state=int(stands.state),  # type: ignore[arg-type]  # the numbers are the contract's own
+        kek_version=stands.kek_version,
+        done=stands.done,
+        remaining=stands.remaining,
+        failed=stands.failed,
+        keys_per_second=stands.keys_per_second,
+        keys_per_second_max=stands.keys_per_second_max,
+        completion_index=stands.completion_index,
+        start_time=timestamp_to(stands.start_time),
+        end_time=timestamp_to(stands.end_time),
+    )
+    if stands.remaining_time is not None:
+        message.remaining_time.FromTimedelta(stands.remaining_time)
+    return message
 
 
 def _change_from(request: Any) -> Change:

@@ -10,6 +10,7 @@ from keyvault.adapters.postgres.keyring_administration import PostgresKeyringAdm
 from keyvault.api.keyring_servicer import KeyringServicer, KeyringUseCases
 from keyvault.usecases.change_keyring import ChangeKeyring
 from keyvault.usecases.list_keyring import ListKeyring
+from keyvault.wiring.rewrap import follow_rewrap
 from keyvault.workers.replica_heartbeat import ReplicaHeartbeat
 from servicekit.ids import new_uuid7
 from servicekit.server import ServedService
@@ -27,6 +28,7 @@ def serve_keyring(base: Base) -> ServedService:
     usecases = KeyringUseCases(
         list_keyring=ListKeyring(store=store, custody=base.keyring, live=live),
         change=ChangeKeyring(store=store, custody=base.keyring, clock=base.clock, live=live),
+        follow_rewrap=follow_rewrap(base),
     )
     return ServedService(
         keyring_service_pb2_grpc.add_KeyringServiceServicer_to_server, KeyringServicer(usecases), DESCRIPTOR.full_name

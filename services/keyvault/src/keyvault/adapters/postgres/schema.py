@@ -52,6 +52,7 @@ _GRANTS: Final = {
     "keyring_keys": "SELECT, INSERT, UPDATE (state, update_time)",
     "keyring_replicas": "SELECT, INSERT, UPDATE, DELETE",
     "backups": "SELECT, INSERT, UPDATE",
+    "rewraps": "SELECT, UPDATE",
     "FUNCTION destroy_keyring_key": "EXECUTE",
     "FUNCTION rotate_root_key": "EXECUTE",
     "agent_ai_key_checks": "SELECT, INSERT, UPDATE, DELETE",
