@@ -23,6 +23,7 @@ from rich.console import Console
 
 from bench.errors import BenchError
 from bench.machine import describe, split_cores
+from bench.parts.audit import measure_audit
 from bench.parts.floors import measure_floors
 from bench.parts.flush import measure_flush
 from bench.parts.keyvault import measure_keyvault
@@ -72,6 +73,7 @@ async def _with_peers(room: Room, suite: Suite) -> list[Row]:
 _PARTS: Final[dict[str, Callable[[Room, Suite], Awaitable[list[Row]]]]] = {
     "floors": measure_floors,
     "keyvault": measure_keyvault,
+    "audit": measure_audit,
     "root_keys": measure_root_keys,
     "metering": measure_metering,
     "flush": measure_flush,
