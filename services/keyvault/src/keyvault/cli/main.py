@@ -11,7 +11,7 @@ import argparse
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-from keyvault.cli import breach, halts, keyring
+from keyvault.cli import audit, breach, halts, keyring
 from keyvault.cli.operators import add_connection_flags, perform
 
 if TYPE_CHECKING:
@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
     Groups = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 (argparse gives it no public name)
 
-GROUPS: Final[tuple[Callable[[Groups], None], ...]] = (breach.add_commands, halts.add_commands, keyring.add_commands)
+GROUPS: Final[tuple[Callable[[Groups], None], ...]] = (
+    audit.add_commands,
+    breach.add_commands,
+    halts.add_commands,
+    keyring.add_commands,
+)
 NAMES: Final = ("keyring", "audit", "halt", "breach")
 """First words that are an operator's command and not one of the service's own."""
 
