@@ -23,7 +23,6 @@ from cryptography import x509
 
 import byok.keyvault.v1
 import keyvault
-from keyvault.app import DESCRIPTORS
 from servicekit.channels import open_channel
 from servicekit.clock import SystemClock
 from servicekit.identity import TlsFiles
@@ -57,6 +56,9 @@ CERTAIN: Final = {
     "ExposureService/ListExposedKeys": {"operator"},
     "AuditService/ExportEntries": {"operator"},
     "AuditService/ReadFeed": {"metering", "operator"},
+    "KeyringService/PromoteKey": {"operator"},
+    "KeyringService/DestroyKey": {"operator"},
+    "KeyringService/RotateRootKey": {"operator"},
 }
 
 
@@ -68,8 +70,7 @@ def _methods() -> Iterator[MethodDescriptor]:
                 yield from service.methods
 
 
-SERVED: Final = {descriptor.full_name for descriptor in DESCRIPTORS}
-METHODS: Final = [method for method in _methods() if method.containing_service.full_name in SERVED]
+METHODS: Final = list(_methods())
 
 
 @dataclass(frozen=True)
