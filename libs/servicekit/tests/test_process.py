@@ -134,6 +134,18 @@ async def test_its_memory_is_not_for_others(running: Running) -> None:
     assert psutil.Process(running.process.pid).rlimit(psutil.RLIMIT_CORE) == (0, 0)
 
 
+async def test_the_kernel_is_told_to_dump_nothing() -> None:
+    """Nor may another process of the same user read its memory. Asked in a process of its own: it is not undone."""
+    # 3 is PR_GET_DUMPABLE, see prctl(2).
+    source = (
+        "import ctypes; from servicekit import process; ask = lambda: ctypes.CDLL(None).prctl(3, 0, 0, 0, 0); "
+        "before = ask(); process._refuse_dumps(); print(before, ask())"
+    )
+    asked = await asyncio.create_subprocess_exec(sys.executable, "-c", source, stdout=asyncio.subprocess.PIPE)
+    out, _ = await asked.communicate()
+    assert out.split() == [b"1", b"0"]
+
+
 async def test_its_threads_let_each_other_finish(running: Running) -> None:
     """Every thread, also those that gRPC starts later: it is inherited, and the event loop gains nothing alone."""
     pid = running.process.pid
