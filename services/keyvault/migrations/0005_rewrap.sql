@@ -77,10 +77,18 @@ BEGIN
     IF NOT FOUND THEN
         RETURN 'NOT_CLAIMED';
     END IF;
-    UPDATE agent_ai_key_secrets s SET wrapped_dek = n.new_wrapped, kek_version = p_kek_version
-    FROM unnest(p_key_ids, p_key_versions, p_old_wrapped, p_new_wrapped)
-         AS n (key_id, key_version, old_wrapped, new_wrapped)
-    WHERE s.provider_key_id = n.key_id AND s.key_version = n.key_version AND s.wrapped_dek = n.old_wrapped;
+    -- A secret that another change holds is left to it: who waits for one while it holds others could wait for ever. The
+    -- count at the end finds what is left.
+    WITH free AS MATERIALIZED (
+        SELECT s.provider_key_id, s.key_version, n.new_wrapped
+        FROM unnest(p_key_ids, p_key_versions, p_old_wrapped, p_new_wrapped)
+             AS n (key_id, key_version, old_wrapped, new_wrapped)
+        JOIN agent_ai_key_secrets s
+          ON s.provider_key_id = n.key_id AND s.key_version = n.key_version AND s.wrapped_dek = n.old_wrapped
+        FOR UPDATE OF s SKIP LOCKED
+    )
+    UPDATE agent_ai_key_secrets s SET wrapped_dek = f.new_wrapped, kek_version = p_kek_version
+    FROM free f WHERE s.provider_key_id = f.provider_key_id AND s.key_version = f.key_version;
     GET DIAGNOSTICS v_count = ROW_COUNT;
     UPDATE rewraps SET after_key_id = p_after_key_id, after_key_version = p_after_key_version,
         done = done + v_count, failed = failed + p_failed, keys_per_second = p_keys_per_second,

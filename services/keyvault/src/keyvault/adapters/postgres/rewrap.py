@@ -26,14 +26,19 @@ _ASK: Final = "SELECT ask_for_rewrap($1, $2, $3)"
 _READ: Final = "SELECT *, coalesce(worker_until > clock_timestamp(), false) AS has_worker FROM rewraps"
 _CLAIM: Final = "SELECT *, true AS has_worker FROM claim_rewrap($1, $2)"
 # By the columns, unverified: a wrap opens under nothing but what it was bound to, so that an edited column makes a
-# failure and never another binding.
+# failure and never another binding. The page is read first, and each row looked up by its index: the planner would
+# rather merge the whole of both tables.
 _WALK: Final = """
-    SELECT s.provider_key_id, s.key_version, s.wrapped_dek, s.kek_version, k.scope, k.owner_kind, k.owner_id,
-           k.agent_id, k.provider, k.base_url
-    FROM agent_ai_key_secrets s LEFT JOIN agent_ai_keys k
-      ON k.provider_key_id = s.provider_key_id AND k.key_version = s.key_version AND k.superseded_index IS NULL
-    WHERE (s.provider_key_id, s.key_version) > ($1, $2)
-    ORDER BY s.provider_key_id, s.key_version LIMIT $3
+    WITH page AS MATERIALIZED (
+        SELECT provider_key_id, key_version, wrapped_dek, kek_version FROM agent_ai_key_secrets
+        WHERE (provider_key_id, key_version) > ($1, $2) ORDER BY provider_key_id, key_version LIMIT $3
+    )
+    SELECT s.*, k.scope, k.owner_kind, k.owner_id, k.agent_id, k.provider, k.base_url
+    FROM page s LEFT JOIN LATERAL (
+        SELECT scope, owner_kind, owner_id, agent_id, provider, base_url FROM agent_ai_keys
+        WHERE provider_key_id = s.provider_key_id AND superseded_index IS NULL AND key_version = s.key_version LIMIT 1
+    ) k ON true
+    ORDER BY s.provider_key_id, s.key_version
 """
 _WRITE: Final = "SELECT rewrap_secrets($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
 _COMPLETE: Final = "SELECT complete_rewrap($1, $2, $3, $4)"
