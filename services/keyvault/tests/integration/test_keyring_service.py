@@ -59,7 +59,7 @@ class Administrator:
 
     async def stage(self, purpose: int = KEK, request_id: str = "") -> Any:
         """Stage a version."""
-        request = contract.StageKeyRequest(request_id=request_id or new_id(), actor="ada", purpose=purpose)  # type: ignore[arg-type]
+        request = contract.StageKeyRequest(request_id=request_id or new_id(), actor="ada", purpose=purpose)  # type: ignore[arg-type]  # a number
         return (await self.stub.StageKey(request)).version
 
     def call(self, name: str, version: int, purpose: int = KEK, **fields: Any) -> Any:

@@ -1,9 +1,9 @@
 """Whether an authority row is the one that the log wrote last.
 
-The running self-audit and a whole verification of the log judge by this one rule. A row carries the index of the audit entry that wrote it, under its HMAC. An older row that is made the present one
-again is therefore valid in itself, and says so by its index: the log has a newer entry of the same row. A row that was
-deleted, or hidden by the columns that find it, leaves an entry without a row; and a row without its entry says that
-the log was cut.
+The running self-audit and a whole verification of the log judge by this one rule. A row carries the index of the audit
+entry that wrote it, under its HMAC. An older row that is made the present one again is therefore valid in itself, and
+says so by its index: the log has a newer entry of the same row. A row that was deleted, or hidden by the columns that
+find it, leaves an entry without a row; and a row without its entry says that the log was cut.
 """
 
 from __future__ import annotations

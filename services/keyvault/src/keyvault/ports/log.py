@@ -64,8 +64,10 @@ class AuthorityFeed(Protocol):
         ...
 
     async def read_changes(self, after: int, *, limit: int) -> AuthorityChanges:
-        """Return changes after an index, from the primary. What cannot be told is an `UntoldChange`: never an error,
-        which would keep all watchers from going on, and never passed over.
+        """Return changes after an index, from the primary.
+
+        What cannot be told is an `UntoldChange`: never an error, which would keep all watchers from going on, and never
+        passed over.
 
         Raises:
             UnavailableError: it is away.
