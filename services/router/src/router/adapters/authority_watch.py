@@ -186,9 +186,10 @@ class AuthorityWatch:
                 try:
                     await self._follow_once(stub, stream)
                 except grpc.aio.AioRpcError as error:
-                    if stream.is_ready or not tries_left or error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    if stream.is_ready or not tries_left or error.code() is grpc.StatusCode.INVALID_ARGUMENT:
                         raise
-                    # A replica that is going away takes no watch. The connection leads to the next one.
+                    # A replica that is going away takes no watch: UNAVAILABLE, or INTERNAL where its refusal met a ping
+                    # on its way. The connection leads to the next replica.
                     await self._clock.sleep(self._limits.reconnect_delay)
                 else:
                     return
