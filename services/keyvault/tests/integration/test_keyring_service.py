@@ -328,7 +328,7 @@ async def test_a_sealed_submission_under_the_old_key_is_taken_until_it_is_disabl
     start_vault: Callable[..., Awaitable[Vault]],
 ) -> None:
     """An owner who read the submission key before its rotation need not seal anew."""
-    from services.keyvault.tests.integration.test_sealed_submission import binding, sealed  # noqa: PLC0415
+    from services.keyvault.tests.integration.test_sealed_submission import binding, sealed  # noqa: PLC0415 - of this test alone
 
     vault = await start_vault(keyring=FAST)
     admin = await administrator(vault)
