@@ -139,6 +139,10 @@ class KeyringSettings(SettingsGroup):
     """How often a replica reads the keyring if it changed, and says what of it it can use."""
     replica_bound: PositiveDuration = timedelta(seconds=15)
     """A replica that was not seen for this long has no say in promotions; when it comes back it must reload first."""
+    rewrap_batch: Annotated[int, Field(ge=1, le=5_000)] = 500
+    """DEKs that the process `rewrap` stores at once; leases wait for none of them."""
+    rewrap_claim: PositiveDuration = timedelta(seconds=10)
+    """A process that rewraps and says nothing for this long is taken for dead, and another one goes on."""
 
 
 class LeaseSettings(SettingsGroup):

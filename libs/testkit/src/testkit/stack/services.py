@@ -47,6 +47,11 @@ class ServiceProcess:
         return self._known(self._admin_port)
 
     @property
+    def environment(self) -> dict[str, str]:
+        """Return what it is told, for a further process of the same service."""
+        return dict(self._environment)
+
+    @property
     def pid(self) -> int:
         """Return the process id."""
         return self._require().pid

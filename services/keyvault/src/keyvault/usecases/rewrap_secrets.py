@@ -38,8 +38,8 @@ _PACE_OVER: Final = 20
 class RewrapLimits:
     """How the work is cut. A worker that says nothing for `life` is taken for dead."""
 
-    batch: int = 500
-    life: timedelta = timedelta(seconds=10)
+    batch: int
+    life: timedelta
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ async def rewrap(settings: Settings, stop: asyncio.Event, metrics: Metrics) -> N
             corruption=report_corruption(base),
             clock=base.clock,
             worker=new_uuid7(base.clock.now()),
-            limits=RewrapLimits(),
+            limits=RewrapLimits(batch=settings.keyring.rewrap_batch, life=settings.keyring.rewrap_claim),
             tell=_Teller(base),
         )
         working = asyncio.create_task(work())
