@@ -102,6 +102,19 @@ async def test_a_lease_that_waits_too_long_for_the_log_is_refused(
     assert router.open(await router.acquire(agent_item()))[0].secret == SECRET
 
 
+async def test_a_caller_with_less_time_than_a_statement_is_told_in_its_time(vault: Vault, migrated_dsn: str) -> None:
+    """AUDIT_UNAVAILABLE comes before the caller gives up, not a time-out of its own."""
+    await vault.bind()
+    await vault.working_key()
+    router = await vault.router()
+    holder = await asyncpg.connect(migrated_dsn)
+    async with holder.transaction():
+        await holder.execute("SELECT 1 FROM audit_head FOR UPDATE")
+        error = await refusal(router.leases.AcquireLeases(router.request(agent_item()), timeout=1))
+        assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "AUDIT_UNAVAILABLE")
+    await holder.close()
+
+
 async def test_a_client_that_falls_silent_after_an_append_blocks_nobody(vault: Vault, migrated_dsn: str) -> None:
     """An append is one statement and its own transaction: whoever sent it holds nothing when it is done."""
     await vault.bind()

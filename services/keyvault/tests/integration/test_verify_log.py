@@ -157,7 +157,7 @@ async def verified(vault: Vault, pinned: str = "") -> audit_service_pb2.VerifyLo
 def is_found(attack: Attack, findings: list[audit_service_pb2.LogFinding]) -> bool:
     """Tell whether a finding says what was done, and where."""
     return any(
-        each.kind == attack.kind
+        int(each.kind) == int(attack.kind)
         and (attack.at is None or each.audit_index == attack.at)
         and (not attack.row or each.row_id == attack.row)
         for each in findings
