@@ -29,6 +29,7 @@ from bench.parts.flush import measure_flush
 from bench.parts.keyvault import measure_keyvault
 from bench.parts.memory import measure_memory
 from bench.parts.metering import measure_metering
+from bench.parts.rewrap import measure_rewrap
 from bench.parts.root_keys import measure_root_keys
 from bench.parts.router import measure_router, missing_peers
 from bench.peers.running import Peer, installed, open_peer
@@ -79,6 +80,8 @@ _PARTS: Final[dict[str, Callable[[Room, Suite], Awaitable[list[Row]]]]] = {
     "flush": measure_flush,
     "router": _with_peers,
     "memory": measure_memory,
+    # Last: it leaves its keys behind.
+    "rewrap": measure_rewrap,
 }
 
 

@@ -45,16 +45,17 @@ def containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
 def secrets_stay_with_their_holder(resources: list[Resource]) -> list[str]:
     """Only KeyVault mounts the root key, only Routers the answer key, and each only its own certificate."""
     breaches = []
-    mounted: set[str] = set()
+    mounted: set[tuple[str, str]] = set()
     for name, pod in workloads(resources):
         for secret in _secret_volumes(pod):
-            mounted.add(secret)
+            mounted.add((secret, name))
             if name not in SECRET_HOLDERS.get(secret, ()):
                 breaches.append(f"{name} mounts {secret}, which is not its own")
         breaches += [
             f"{name} takes {secret} from the environment" for secret in _secret_variables(pod) & set(SECRET_HOLDERS)
         ]
-    return breaches + [f"nothing mounts {secret}" for secret in sorted(set(SECRET_HOLDERS) - mounted)]
+    meant = {(secret, name) for secret, names in SECRET_HOLDERS.items() for name in names}
+    return breaches + [f"{name} does not mount {secret}" for secret, name in sorted(meant - mounted)]
 
 
 def _secret_volumes(pod: dict[str, Any]) -> set[str]:

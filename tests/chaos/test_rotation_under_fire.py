@@ -29,7 +29,7 @@ from servicekit.clock import SystemClock
 from servicekit.wire import error_from_rpc
 from services.keyvault.tests.integration.bulk_keys import agent_of, keyring_of, load_keys, secret_of
 from services.keyvault.tests.integration.test_keyring_service import Administrator
-from services.keyvault.tests.integration.vault import RouterProcess, agent_item, new_id
+from services.keyvault.tests.integration.vault import RouterProcess, agent_item, new_id, refusal
 from testkit.settings import TestkitSettings
 from testkit.stack.environment import target_of
 from testkit.stack.stack import Stack, StackOptions
@@ -151,7 +151,7 @@ class Fire:
     async def is_working(self) -> bool:
         """Return whether the claim is a live process's, or there is nothing to do any more."""
         stands = await self.admin.stub.RewrapKeys(contract.RewrapKeysRequest())
-        return stands.state != contract.REWRAP_STATE_WAITING
+        return bool(stands.state != contract.REWRAP_STATE_WAITING)
 
     async def kill_one(self, number: int) -> None:
         """Kill the rewrapping process in its work, or a replica every third time."""
@@ -202,10 +202,7 @@ class Fire:
             return False
 
     async def _destroy(self, version: int) -> None:
-        try:
-            await self.admin.call("DestroyKey", version, old_root_key_is_gone=True)
-        except grpc.aio.AioRpcError as error:
-            asked = error_from_rpc(error)
+        asked = await refusal(self.admin.call("DestroyKey", version, old_root_key_is_gone=True))
         assert asked.reason == "CONFIRMATION_REQUIRED"
         word = asked.metadata["confirmation"]
         await self.admin.call("DestroyKey", version, old_root_key_is_gone=True, confirmation=word)

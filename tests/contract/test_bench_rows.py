@@ -23,6 +23,8 @@ _DESIGNED = {
     "metering.flush_rows_per_s",
     "keyvault.leases_per_core.c64",
     "keyvault.lease_ms_p50.c1",
+    "keyvault.rewrap_keys_per_s",
+    "keyvault.rewrap_lease_p99_ratio",
     "memory.keyvault_mb",
     "memory.router_mb",
     "memory.metering_mb",

@@ -166,7 +166,7 @@ def kill_before_drained(by_name: dict[tuple[str, str], Resource]) -> None:
             "metering mounts router-answer-key",
         ),
         (policies.secrets_stay_with_their_holder, root_key_as_variable, "takes keyvault-root-key from the environment"),
-        (policies.secrets_stay_with_their_holder, forget_root_key, "nothing mounts keyvault-root-key"),
+        (policies.secrets_stay_with_their_holder, forget_root_key, "keyvault does not mount keyvault-root-key"),
         (policies.accounts_are_own_and_tokenless, run_under_default_account, "router runs under default"),
         (policies.accounts_are_own_and_tokenless, share_an_account, "share the account keyvault"),
         (policies.accounts_are_own_and_tokenless, mount_a_token, "metering mounts a token"),
