@@ -81,7 +81,7 @@ def confirmation(ring: Keyring, version: KeyringVersion, now: datetime) -> str:
 def ensure_confirmed(ring: Keyring, version: KeyringVersion, given: str, now: datetime) -> None:
     """Raise ConfirmationRequiredError unless `given` is a confirmation of the last ten minutes."""
     minutes = range(_minute(now - CONFIRMATION_LIFE), _minute(now) + 1)
-    if not any(hmac.compare_digest(_confirmation_of(ring, version, each), given) for each in minutes):
+    if not any(hmac.compare_digest(_confirmation_of(ring, version, each).encode(), given.encode()) for each in minutes):
         raise ConfirmationRequiredError(
             "a destroyed version never comes back, nor does what only it opens; repeat the call with this confirmation",
             confirmation=confirmation(ring, version, now),
