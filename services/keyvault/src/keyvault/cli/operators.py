@@ -86,9 +86,7 @@ async def connected(arguments: argparse.Namespace) -> AsyncIterator[Operator]:
     settings = OperatorSettings(**{name: value for name, value in given.items() if value is not None})
     files = (settings.certificate_file, settings.private_key_file, settings.ca_file)
     if not settings.keyvault or None in files:
-        raise UsageError(
-            "name --keyvault, --certificate-file, --private-key-file, --ca-file; or set BYOK_OPERATOR_…"
-        )
+        raise UsageError("name --keyvault, --certificate-file, --private-key-file, --ca-file; or set BYOK_OPERATOR_…")
     certificate, private_key, authority = (Path(str(each)) for each in files)
     tls = TlsFiles(certificate=certificate, private_key=private_key, ca=authority)
     async with open_channel(settings.keyvault, tls, server_name=settings.server_name) as channel:
