@@ -53,6 +53,7 @@ BARS: Final[Mapping[str, Bar]] = {
     "keyvault.lease_ms_p50.c1": Bar("<=", 4),
     "keyvault.rewrap_keys_per_s": Bar(">=", 15_000),
     "keyvault.rewrap_lease_p99_ratio": Bar("<=", 2),
+    "growth.lease_1m": Bar("<=", 1.2),
     "memory.keyvault_mb": Bar("<=", 120),
     "memory.router_mb": Bar("<=", 120),
     "memory.metering_mb": Bar("<=", 120),

@@ -26,6 +26,7 @@ from bench.machine import describe, split_cores
 from bench.parts.audit import measure_audit
 from bench.parts.floors import measure_floors
 from bench.parts.flush import measure_flush
+from bench.parts.growth import measure_growth
 from bench.parts.keyvault import measure_keyvault
 from bench.parts.memory import measure_memory
 from bench.parts.metering import measure_metering
@@ -81,6 +82,7 @@ _PARTS: Final[dict[str, Callable[[Room, Suite], Awaitable[list[Row]]]]] = {
     "router": _with_peers,
     "memory": measure_memory,
     # Last: it leaves its keys behind.
+    "growth": measure_growth,
     "rewrap": measure_rewrap,
 }
 

@@ -25,6 +25,7 @@ _DESIGNED = {
     "keyvault.lease_ms_p50.c1",
     "keyvault.rewrap_keys_per_s",
     "keyvault.rewrap_lease_p99_ratio",
+    "growth.lease_1m",
     "memory.keyvault_mb",
     "memory.router_mb",
     "memory.metering_mb",

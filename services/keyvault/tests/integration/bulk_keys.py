@@ -182,15 +182,15 @@ async def keyring_of(dsn: str, *, deployment: str, root: RootKey, patience: time
         return await unwrap_records(deployment, await PostgresKeyringStore(database).load(), [root])
 
 
-async def load_keys(dsn: str, ring: Keyring, count: int) -> None:
-    """Store keys number 0 to `count` - 1, each with an owner and an agent of its own."""
+async def load_keys(dsn: str, ring: Keyring, count: int, *, first: int = 0) -> None:
+    """Store keys number `first` to `count` - 1, each with an owner and an agent of its own."""
     connection = await asyncpg.connect(dsn)
     try:
         async with connection.transaction():
             last_index = await connection.fetchval("SELECT last_index FROM audit_head FOR UPDATE")
             writer = _Writer(connection, ring, SystemClock().now())
-            for first in range(0, count, _CHUNK):
-                last_index = await writer.write(range(first, min(first + _CHUNK, count)), last_index)
+            for start in range(first, count, _CHUNK):
+                last_index = await writer.write(range(start, min(start + _CHUNK, count)), last_index)
             await connection.execute("UPDATE audit_head SET last_index = $1", last_index)
         await connection.execute("ANALYZE")
     finally:
