@@ -101,6 +101,8 @@ class KmsFront:
         self._port = 0
         self.faults: list[tuple[int, str]] = []
         """Status and code of the answers to the next requests."""
+        self.said_key_arn: str | None = None
+        """The key that answers name, in place of the one that was used."""
         self.requests: list[tuple[str, dict[str, Any]]] = []
         """Operations that were asked for, and with what."""
 
@@ -138,6 +140,7 @@ class KmsFront:
             aiohttp.ClientSession() as session,
             session.post(self._server.endpoint_url, data=body, headers=headers) as answer,
         ):
-            return web.Response(
-                body=await answer.read(), status=answer.status, content_type="application/x-amz-json-1.1"
-            )
+            content = json.loads(await answer.read())
+            if self.said_key_arn is not None:
+                content["KeyId"] = self.said_key_arn
+            return web.json_response(content, status=answer.status, content_type=_CONTENT_TYPE)

@@ -87,6 +87,18 @@ async def test_kms_is_told_which_key_and_a_hash_of_what_it_is_bound_to(aws_kms_k
         assert f"aws-kms:{body['KeyId']}" == root.root_key_id
 
 
+async def test_an_answer_by_another_key_is_refused(aws_kms_kit: AwsKmsKit) -> None:
+    """An endpoint that uses another key than it was told is not believed, neither to wrap nor to unwrap."""
+    front = await aws_kms_kit.front()
+    root = await aws_kms_kit.root(endpoint_url=front.endpoint_url)
+    wrapped = await root.wrap(secret(), DATA)
+    front.said_key_arn = MULTI_REGION.format("eu-central-1")
+    with pytest.raises(RootKeyUnusableError, match="another key"):
+        await root.wrap(secret(), DATA)
+    with pytest.raises(RootKeyUnusableError, match="another key"):
+        await root.unwrap(wrapped, DATA)
+
+
 async def test_a_machine_without_credentials_is_told_so(
     aws_kms_kit: AwsKmsKit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -212,6 +212,15 @@ async def test_a_server_without_a_leader_for_a_moment_is_asked_again(fake_kit: V
         await root.unwrap(wrapped, DATA)
 
 
+async def test_a_redirect_is_not_followed(fake_kit: VaultKit, fake_vault: FakeVault) -> None:
+    """Whoever can answer in the server's place does not get the token and the key sent elsewhere."""
+    async with FakeVault() as elsewhere:
+        fake_vault.moved_to = elsewhere.address
+        with pytest.raises(RootKeyUnavailableError, match="redirects"):
+            await (await fake_kit.root(asked=attempts(LIMITS))).wrap(secret(), DATA)
+        assert elsewhere.requests == []
+
+
 async def test_only_a_server_of_the_authority_is_spoken_to(throwaway_ca: ThrowawayCa, tmp_path: Path) -> None:
     """A server whose certificate the authority did not sign gets neither token nor key."""
     tls = throwaway_ca.issue("vault")

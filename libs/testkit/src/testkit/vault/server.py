@@ -58,6 +58,8 @@ class FakeVault:
         """As Vault before 1.13 does."""
         self.faults: list[tuple[int, str]] = []
         """Answers for the next requests, in place of the right ones."""
+        self.moved_to: str | None = None
+        """Where requests are sent on to, as a standby does that names its active node."""
         self.jwts: dict[str, str] = {}
         """Tokens of service accounts that the cluster vouches for, and whose they are."""
         self._held = asyncio.Event()
@@ -111,6 +113,8 @@ class FakeVault:
         path = request.match_info["path"]
         self.requests.append(path)
         await self._held.wait()
+        if self.moved_to is not None:
+            return web.Response(status=307, headers={"Location": f"{self.moved_to}/v1/{path}"})
         try:
             self._ensure_well()
             content = await request.read()
