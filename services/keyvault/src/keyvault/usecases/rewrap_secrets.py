@@ -7,10 +7,10 @@ secret is opened: a DEK is unwrapped, wrapped, unwrapped again to see that it is
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from keyvault.domain.audit_log import AuditEntry, EntryKind
 from keyvault.domain.envelope import unwrap_dek, wrap_dek
@@ -46,6 +46,33 @@ class RewrapLimits:
 class _Wrapped:
     rewrapped: Sequence[RewrappedKey]
     failed: Sequence[WrappedKey]
+
+
+class _InTurn:
+    """Lets one batch be stored while the next is made; an earlier one that was refused refuses all that follow."""
+
+    def __init__(self) -> None:
+        self._storing: asyncio.Task[bool] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._storing is not None:
+            self._storing.cancel()
+            await asyncio.gather(self._storing, return_exceptions=True)
+
+    async def begin(self, work: Coroutine[None, None, bool]) -> bool:
+        """Begin `work` when what was begun before has ended well; return whether it has."""
+        if not await self.ended():
+            work.close()
+            return False
+        self._storing = asyncio.create_task(work)
+        return True
+
+    async def ended(self) -> bool:
+        """Wait for what was begun, and return whether it ended well."""
+        return self._storing is None or await self._storing
 
 
 class RewrapSecrets:
@@ -98,35 +125,47 @@ class RewrapSecrets:
         """Work until the claim must be looked at again, for a pause or another pace, or until the end of the walk."""
         if self._keyring.current().primary_kek().version != claimed.kek_version:
             await self._keyring.reload()
-        after, pace = claimed.after, Pace(self._clock.monotonic())
-        for _ in range(_PACE_OVER):
-            rows = await self._store.walk(
-                after, deployment=self._keyring.current().deployment, limit=self._limits.batch
-            )
-            if not rows:
-                await self._complete(claimed)
+        after, pace, is_at_end = claimed.after, Pace(self._clock.monotonic()), False
+        async with _InTurn() as storing:
+            for _ in range(_PACE_OVER):
+                rows = await self._store.walk(
+                    after, deployment=self._keyring.current().deployment, limit=self._limits.batch
+                )
+                is_at_end = not rows
+                if is_at_end:
+                    break
+                after = (rows[-1].provider_key_id, rows[-1].key_version)
+                wrapped = await self._wrap(claimed.kek_version, rows)
+                rest = pace.rest(
+                    len(wrapped.rewrapped),
+                    keys_per_second_max=claimed.keys_per_second_max,
+                    now=self._clock.monotonic(),
+                )
+                batch = RewrapBatch(
+                    kek_version=claimed.kek_version,
+                    rewrapped=wrapped.rewrapped,
+                    failed=len(wrapped.failed),
+                    after=after,
+                    keys_per_second=pace.rate(self._clock.monotonic() + rest),
+                )
+                # The next batch is read and wrapped while this one is stored; they are stored one after the other.
+                if not await storing.begin(self._keep(batch, wrapped.failed)):
+                    return
+                if rest:
+                    await self._clock.sleep(timedelta(seconds=rest))
+            if not await storing.ended():
                 return
-            after = (rows[-1].provider_key_id, rows[-1].key_version)
-            wrapped = await self._wrap(claimed.kek_version, rows)
-            rest = pace.rest(
-                len(wrapped.rewrapped),
-                keys_per_second_max=claimed.keys_per_second_max,
-                now=self._clock.monotonic(),
-            )
-            batch = RewrapBatch(
-                kek_version=claimed.kek_version,
-                rewrapped=wrapped.rewrapped,
-                failed=len(wrapped.failed),
-                after=after,
-                keys_per_second=pace.rate(self._clock.monotonic() + rest),
-            )
-            if await self._store.write(self._worker, self._limits.life, batch) != "WRITTEN":
-                return
-            for row in wrapped.failed:
-                await self._report(row)
-            if rest:
-                await self._clock.sleep(timedelta(seconds=rest))
-        self._tell(await self._store.read())
+        if is_at_end:
+            await self._complete(claimed)
+        else:
+            self._tell(await self._store.read())
+
+    async def _keep(self, batch: RewrapBatch, failed: Sequence[WrappedKey]) -> bool:
+        if await self._store.write(self._worker, self._limits.life, batch) != "WRITTEN":
+            return False
+        for row in failed:
+            await self._report(row)
+        return True
 
     async def _wrap(self, kek_version: int, rows: Sequence[WrappedKey]) -> _Wrapped:
         waiting = [row for row in rows if row.kek_version != kek_version]
