@@ -29,7 +29,7 @@ _log = structlog.get_logger("keyvault.main")
 
 def main(argv: Sequence[str]) -> None:
     """Read the settings and do what was asked for."""
-    if not set(argv) & set(COMMANDS) and set(argv) & set(operators_commands.NAMES):
+    if is_operators(argv):
         raise SystemExit(operators_commands.run(argv))
     invocation = load(Settings, argv, commands=COMMANDS)
     settings = invocation.settings
@@ -49,6 +49,12 @@ def main(argv: Sequence[str]) -> None:
             raise SystemExit(1) from None
 
     run(SERVICE, work, telemetry=settings.telemetry, metrics=metrics)
+
+
+def is_operators(argv: Sequence[str]) -> bool:
+    """Return whether an operator's command was typed: the first word that is a command decides."""
+    named = (word for word in argv if word in COMMANDS or word in operators_commands.NAMES)
+    return next(named, "") in operators_commands.NAMES
 
 
 def console() -> None:

@@ -12,7 +12,7 @@ import pytest
 from byok.keyvault.v1 import key_service_pb2
 from keyvault.cli import main as commands
 from servicekit.clock import SystemClock
-from services.keyvault.tests.integration.vault import SECRET, Vault, agent_item, name, new_id, owner
+from services.keyvault.tests.integration.vault import SECRET, Vault, agent_item, create_request, name, new_id, owner
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -87,6 +87,53 @@ async def test_a_breach_is_contained_followed_and_accounted_for(
     assert await operator(vault, "breach", "resume", "--folder", str(folder)) == 0
     leased = router.open(await router.acquire(agent_item(f"agent-of-{owners[1]}")))
     assert [lease.secret for lease in leased] == [SECRET]
+
+
+async def test_a_version_that_was_staged_before_the_breach_wraps_nothing_after_it(
+    start_vault: Callable[..., Awaitable[Vault]], tmp_path: Path
+) -> None:
+    """It lay in the memory of every replica, and may have got out with the rest of the keyring."""
+    vault = await start_vault()
+    assert await operator(vault, "keyring", "stage", "kek") == 0
+    since = SystemClock().now().isoformat()
+    begin = ("breach", "start", "--folder", str(tmp_path), "--since", since, "--reason", "the keyring got out")
+    assert await operator(vault, *begin) == 0
+    primary = await vault.sql("SELECT version FROM keyring_keys WHERE purpose = 1 AND state = 2")
+    assert [row["version"] for row in primary] == [3]
+
+
+async def test_a_key_that_is_added_before_the_kek_is_another_one_is_exposed(
+    start_vault: Callable[..., Awaitable[Vault]], tmp_path: Path
+) -> None:
+    """A halt stops leases, not owners: what they add meanwhile is wrapped by what got out."""
+    vault = await start_vault()
+    since = SystemClock().now().isoformat()
+    words = ("breach", "start", "--folder", str(tmp_path), "--since", since, "--reason", "the keyring got out")
+    running = asyncio.create_task(operator(vault, *words))
+    while not await vault.sql("SELECT 1 FROM keyring_keys WHERE purpose = 1 AND state = 1"):
+        await asyncio.sleep(0.01)
+    made = await (await vault.keys()).CreateKey(create_request())
+    wrapped = await vault.sql("SELECT kek_version FROM agent_ai_key_secrets")
+    assert await running == 0
+    assert [row["kek_version"] for row in wrapped] == [1]
+    assert await exposed(tmp_path) == {made.key.key_id: "NONE"}
+
+
+async def test_an_edited_row_keeps_no_other_key_from_the_list(
+    start_vault: Callable[..., Awaitable[Vault]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The list and the report have what can be judged; the command fails, and names the rest."""
+    vault = await start_vault()
+    since = SystemClock().now().isoformat()
+    edited, other = [await vault.working_key(acting_for=owner(name("owner"))) for _ in range(2)]
+    await vault.forge("UPDATE agent_ai_keys SET priority = 9 WHERE provider_key_id = $1", edited.key_id)
+    words = ("--folder", str(tmp_path))
+    assert await operator(vault, "breach", "start", *words, "--since", since, "--reason", "x", "--keep-kek") == 2
+    assert edited.key_id in capsys.readouterr().err
+    assert await exposed(tmp_path) == {other.key_id: "NONE"}
+    assert await operator(vault, "breach", "report", *words) == 2
+    report = await asyncio.to_thread((tmp_path / "report.md").read_text)
+    assert f"{edited.key_id}" in report
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import grpc
+
 from byok.keyvault.v1 import (
     audit_service_pb2,
     audit_service_pb2_grpc,
@@ -31,8 +33,9 @@ from byok.keyvault.v1 import (
 from byok.type.v1 import account_pb2
 from keyvault.cli.breach_report import Facts, report_of
 from keyvault.cli.halts import scope_of
-from keyvault.cli.operators import DONE, FOUND, Operator, UsageError, say
+from keyvault.cli.operators import DONE, FAILED, FOUND, Operator, UsageError, say, say_wrong
 from servicekit.clock import SystemClock
+from servicekit.wire import error_from_rpc
 
 if TYPE_CHECKING:
     import argparse
@@ -57,6 +60,7 @@ class Case:
     caller: str
     halt_id: str
     kek_version: int = 0
+    is_kek_rotated: bool = False
 
 
 def add_commands(groups: Groups) -> None:
@@ -120,15 +124,29 @@ async def _rotate(folder: Path, case: Case, operator: Operator) -> Case:
     keyring = operator.stub(keyring_service_pb2_grpc.KeyringServiceStub)
     say("2. Rotating the KEK: what is copied from now on does not open with what was copied before.")
     if not case.kek_version:
-        staged = await keyring.StageKey(
-            keyring_service_pb2.StageKeyRequest(request_id=operator.new_request_id(), actor=operator.actor, purpose=KEK)
-        )
-        case = replace(case, kek_version=staged.version.version)
+        case = replace(case, kek_version=await _stage_fresh(keyring, operator))
         _write(folder, case)
-    await _promote(keyring, case.kek_version, operator)
+    if not case.is_kek_rotated:
+        await _promote(keyring, case.kek_version, operator)
+        # A halt stops no owner from adding a key: what was stored until now is wrapped by what got out.
+        case = replace(case, is_kek_rotated=True, contain_time=SystemClock().now().isoformat())
+        _write(folder, case)
     await keyring.RewrapKeys(keyring_service_pb2.RewrapKeysRequest(actor=operator.actor, start=True))
     say(f"   version {case.kek_version} is PRIMARY, and a rewrap is asked for. Follow it: keyvault keyring rewrap")
     return case
+
+
+async def _stage_fresh(keyring: Any, operator: Operator) -> int:
+    """Return a version made now: one that was staged before is in the memory of every replica, and may have got out."""
+    listed = await keyring.ListKeyring(keyring_service_pb2.ListKeyringRequest())
+    for each in listed.versions:
+        if each.purpose == KEK and each.state == keyring_service_pb2.KEYRING_STATE_STAGED:
+            say(f"   version {each.version} was staged before the breach; it makes room for a fresh one.")
+            await _promote(keyring, each.version, operator)
+    staged = await keyring.StageKey(
+        keyring_service_pb2.StageKeyRequest(request_id=operator.new_request_id(), actor=operator.actor, purpose=KEK)
+    )
+    return int(staged.version.version)
 
 
 async def _promote(keyring: Any, version: int, operator: Operator) -> None:
@@ -150,7 +168,7 @@ async def _promote(keyring: Any, version: int, operator: Operator) -> None:
 
 async def _list_exposed(folder: Path, case: Case, operator: Operator) -> int:
     say("3. Listing what was exposed.")
-    keys = await exposed_keys(case, operator)
+    keys, unjudged = await exposed_keys(case, operator)
     _write_exposed(folder, keys)
     accounts = {_account(key.key.owned_by) for key in keys}
     say(f"   {len(keys)} keys of {len(accounts)} accounts: {folder / EXPOSED}")
@@ -158,17 +176,17 @@ async def _list_exposed(folder: Path, case: Case, operator: Operator) -> int:
         "4. Tell their owners to replace these keys at their providers: rotating the KEK does not mend a copied secret."
     )
     say(f"   Then: keyvault breach follow --folder {folder}")
-    return DONE
+    return _told(unjudged, DONE)
 
 
 async def _follow(arguments: argparse.Namespace, operator: Operator) -> int:
-    keys = await exposed_keys(_read(arguments.folder), operator)
+    keys, unjudged = await exposed_keys(_read(arguments.folder), operator)
     _write_exposed(arguments.folder, keys)
     open_keys = [key for key in keys if key.remedy == exposure_service_pb2.EXPOSURE_REMEDY_NONE]
     say(f"{len(keys) - len(open_keys)} of {len(keys)} exposed keys are replaced or revoked; {len(open_keys)} are not.")
     for account in sorted({_account(key.key.owned_by) for key in open_keys}):
         say(f"  open: {account}")
-    return FOUND if open_keys else DONE
+    return _told(unjudged, FOUND if open_keys else DONE)
 
 
 async def _report(arguments: argparse.Namespace, operator: Operator) -> int:
@@ -193,7 +211,7 @@ async def _report(arguments: argparse.Namespace, operator: Operator) -> int:
         request.page_token = page.next_page_token
         if not page.next_page_token:
             break
-    keys = await exposed_keys(case, operator)
+    keys, unjudged = await exposed_keys(case, operator)
     facts = Facts(
         reason=case.reason,
         start_time=case.start_time,
@@ -201,13 +219,14 @@ async def _report(arguments: argparse.Namespace, operator: Operator) -> int:
         caller=case.caller,
         kek_version=case.kek_version,
         keys=keys,
+        unjudged=unjudged,
         entries=entries,
         checkpoint=page.checkpoint,
         write_time=SystemClock().now(),
     )
     (arguments.folder / REPORT).write_text(report_of(facts), encoding="utf-8")
     say(f"The facts are in {arguments.folder / REPORT}.")
-    return DONE
+    return _told(unjudged, DONE)
 
 
 async def _resume(arguments: argparse.Namespace, operator: Operator) -> int:
@@ -223,13 +242,29 @@ async def _resume(arguments: argparse.Namespace, operator: Operator) -> int:
     return DONE
 
 
-async def exposed_keys(case: Case, operator: Operator) -> list[exposure_service_pb2.ExposedKey]:
-    """Return the exposed keys of a case as they stand now."""
+async def exposed_keys(case: Case, operator: Operator) -> tuple[list[exposure_service_pb2.ExposedKey], str]:
+    """Return the exposed keys of a case as they stand now, and what KeyVault says of those that it cannot judge."""
     request = exposure_service_pb2.ListExposedKeysRequest(caller=case.caller)
     request.start_time.FromDatetime(_time(case.start_time))
     request.end_time.FromDatetime(_time(case.contain_time))
     stub = operator.stub(exposure_service_pb2_grpc.ExposureServiceStub)
-    return [key async for answer in stub.ListExposedKeys(request) for key in answer.keys]
+    keys: list[exposure_service_pb2.ExposedKey] = []
+    try:
+        async for answer in stub.ListExposedKeys(request):
+            keys += answer.keys
+    except grpc.aio.AioRpcError as error:
+        refused = error_from_rpc(error)
+        if refused.reason != "AUTHORITY_CORRUPT":
+            raise
+        return keys, f"{refused.reason}: {refused.message}"
+    return keys, ""
+
+
+def _told(unjudged: str, code: int) -> int:
+    if not unjudged:
+        return code
+    say_wrong(f"{unjudged} (docs/runbooks/audit-log-corrupt.md)")
+    return FAILED
 
 
 def _write_exposed(folder: Path, keys: list[exposure_service_pb2.ExposedKey]) -> None:

@@ -23,6 +23,7 @@ class Facts:
     caller: str
     kek_version: int
     keys: Sequence[exposure_service_pb2.ExposedKey]
+    unjudged: str
     entries: Sequence[audit_service_pb2.Entry]
     checkpoint: str
     write_time: datetime
@@ -47,6 +48,7 @@ def report_of(facts: Facts) -> str:
         "## Exposed keys",
         "",
         *_keys(facts.keys),
+        *(["", f"Not judged: {facts.unjudged}"] if facts.unjudged else []),
         "",
         "## What the log says",
         "",

@@ -23,7 +23,8 @@ class LeasePage:
 class ExposureLog(Protocol):
     """The log and the keys, as a search for what a breach exposed reads them.
 
-    Every method raises UnavailableError when the store is away, and AuthorityForgedError when an entry cannot be read.
+    Every method raises UnavailableError when the store is away, and AuthorityForgedError when an entry cannot be read,
+    or this service did not write it.
     """
 
     async def bounds(self) -> tuple[int, int]:
@@ -43,5 +44,5 @@ class ExposureLog(Protocol):
         ...
 
     async def secret_times(self, provider_key_ids: Sequence[str]) -> dict[str, datetime]:
-        """Return when the present secret of each key was stored, where the log still says so."""
+        """Return when the present secret of each key was stored, where the log says so in an entry to be believed."""
         ...

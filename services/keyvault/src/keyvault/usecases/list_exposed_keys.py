@@ -6,11 +6,13 @@ copied the database, and has the keyring, has them all.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
+from keyvault.domain.errors import AuthorityForgedError
 from keyvault.domain.exposure import CallersLeases, Interval, Remedy, remedy, was_stored
 from keyvault.domain.new_keys import refused
 from keyvault.domain.provider_keys import StoredKey
@@ -19,13 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
     from datetime import datetime
 
-    from keyvault.ports import ProviderKeyStore
+    from keyvault.ports import KeyRow, ProviderKeyStore
     from keyvault.ports.exposure import ExposureLog
     from keyvault.usecases.verify_rows import VerifyRows
     from servicekit.clock import Clock
 
 KEYS_PER_PAGE: Final = 500
 ENTRIES_PER_PAGE: Final = 5_000
+UNJUDGED_TOLD_MAX: Final = 20
 CLOCK_MARGIN: Final = timedelta(minutes=5)
 """Entries carry the clock of the replica that wrote them: the search begins a little early and ends a little late."""
 
@@ -62,15 +65,18 @@ class ListExposedKeys:
 
         Raises:
             InvalidArgumentError: the interval does not fit, or begins before what the log keeps.
-            AuthorityForgedError: a row or an entry was not written by this service as it stands.
+            AuthorityForgedError: a lease's entry was not written by this service as it stands; or, once all others are
+                yielded, the row of a key was not, or is gone: whoever wrote to the database must not stop the list.
             UnavailableError: the store is away.
         """
         self._check(interval)
+        unjudged: list[str] = []
         if not caller:
             after = ""
             while key_ids := await self._log.key_ids(after, limit=KEYS_PER_PAGE):
-                yield ExposurePage(await self._exposed(key_ids, interval, None), 0)
+                yield ExposurePage(await self._exposed(key_ids, interval, None, unjudged), 0)
                 after = key_ids[-1]
+            _ensure_all_judged(unjudged)
             return
         by_key: dict[str, CallersLeases] = {}
         scanned = 0
@@ -78,7 +84,8 @@ class ListExposedKeys:
             yield ExposurePage((), scanned)
         for start in range(0, len(by_key), KEYS_PER_PAGE):
             key_ids = sorted(by_key)[start : start + KEYS_PER_PAGE]
-            yield ExposurePage(await self._exposed(key_ids, interval, by_key), scanned)
+            yield ExposurePage(await self._exposed(key_ids, interval, by_key, unjudged), scanned)
+        _ensure_all_judged(unjudged)
 
     def _check(self, interval: Interval) -> None:
         if interval.end > self._clock.now():
@@ -117,18 +124,37 @@ class ListExposedKeys:
         return low
 
     async def _exposed(
-        self, key_ids: Sequence[str], interval: Interval, by_key: Mapping[str, CallersLeases] | None
+        self,
+        key_ids: Sequence[str],
+        interval: Interval,
+        by_key: Mapping[str, CallersLeases] | None,
+        unjudged: list[str],
     ) -> list[Exposed]:
+        """Return what is exposed of these keys, and add to `unjudged` those whose row is gone or not to be believed."""
         times = await self._log.secret_times(key_ids)
-        rows = await self._store.get_many(key_ids)
+        rows = {row.found_by.provider_key_id: row for row in await self._store.get_many(key_ids)}
         exposed = []
-        for row in sorted(rows, key=lambda each: each.found_by.provider_key_id):
-            stored = await self._verify.key(row)
-            key_id = stored.key.provider_key_id
+        for key_id in key_ids:
+            stored = await self._believed(rows.get(key_id))
+            if stored is None:
+                unjudged.append(key_id)
+                continue
             if by_key is not None or was_stored(stored.key, interval):
                 found = remedy(stored.key, times.get(key_id), interval)
                 exposed.append(Exposed(stored, found, None if by_key is None else by_key[key_id]))
         return exposed
+
+    async def _believed(self, row: KeyRow | None) -> StoredKey | None:
+        with contextlib.suppress(AuthorityForgedError):
+            return None if row is None else await self._verify.key(row)
+        return None
+
+
+def _ensure_all_judged(unjudged: Sequence[str]) -> None:
+    if unjudged:
+        told = ", ".join(unjudged[:UNJUDGED_TOLD_MAX]) + (", …" if len(unjudged) > UNJUDGED_TOLD_MAX else "")
+        message = f"of {len(unjudged)} keys the row is gone or was edited; take them for exposed, and verify the log"
+        raise AuthorityForgedError(f"{message}: {told}", row_id=unjudged[0])
 
 
 def _count(by_key: dict[str, CallersLeases], key_id: str, time: datetime) -> None:

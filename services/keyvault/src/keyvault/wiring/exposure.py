@@ -19,7 +19,7 @@ DESCRIPTOR: Final = exposure_service_pb2.DESCRIPTOR.services_by_name["ExposureSe
 def serve_exposure(base: Base) -> ServedService:
     """Return the service, ready to be served."""
     usecase = ListExposedKeys(
-        log=PostgresExposure(base.database), store=base.authority, verify=base.verify, clock=base.clock
+        log=PostgresExposure(base.database, base.sealer), store=base.authority, verify=base.verify, clock=base.clock
     )
     return ServedService(
         exposure_service_pb2_grpc.add_ExposureServiceServicer_to_server, ExposureServicer(usecase), DESCRIPTOR.full_name

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Final
 
 from typing_extensions import override
 
 from keyvault.domain.audit_log import IndexedEntry, decode_leaf
 from keyvault.domain.canonical import CanonicalFormError
-from keyvault.domain.errors import AuthorityForgedError
+from keyvault.domain.errors import AuditLogCorruptError, AuthorityForgedError
 from keyvault.ports.exposure import ExposureLog, LeasePage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
+    import asyncpg
+
     from keyvault.adapters.postgres.pool import Database
     from keyvault.domain.audit_log import AuditEntry
+    from keyvault.domain.leaf_seals import LeafSealer
 
 _BOUNDS: Final = """
     SELECT coalesce((SELECT min(audit_index) FROM audit_entries), 1) AS first, last_index FROM audit_head
 """
-_NEXT: Final = "SELECT audit_index, leaf FROM audit_entries WHERE audit_index >= $1 ORDER BY audit_index LIMIT 1"
+_NEXT: Final = """
+    SELECT audit_index, kind, subject, leaf FROM audit_entries WHERE audit_index >= $1 ORDER BY audit_index LIMIT 1
+"""
 # The limit bounds what is read, not what is found: a log without leases must not make one long statement.
 _LEASES: Final = """
-    SELECT audit_index, kind, CASE WHEN kind = 100 THEN leaf END AS leaf
+    SELECT audit_index, kind, subject, CASE WHEN kind = 100 THEN leaf END AS leaf
     FROM audit_entries WHERE audit_index > $1 AND audit_index <= $2 ORDER BY audit_index LIMIT $3
 """
 _KEY_IDS: Final = """
@@ -32,10 +38,10 @@ _KEY_IDS: Final = """
     WHERE superseded_index IS NULL AND provider_key_id > $1 ORDER BY provider_key_id LIMIT $2
 """
 _SECRETS: Final = """
-    SELECT asked.provider_key_id, newest.audit_index, newest.leaf
+    SELECT asked.provider_key_id, newest.audit_index, newest.kind, newest.subject, newest.leaf
     FROM unnest($1::text[]) AS asked (provider_key_id)
     CROSS JOIN LATERAL (
-        SELECT audit_index, leaf FROM audit_entries
+        SELECT audit_index, kind, subject, leaf FROM audit_entries
         WHERE kind < 100 AND subject = 'key/' || asked.provider_key_id AND kind IN (1, 3)
         ORDER BY audit_index DESC LIMIT 1
     ) newest
@@ -43,11 +49,12 @@ _SECRETS: Final = """
 
 
 class PostgresExposure(ExposureLog):
-    """Reads one database."""
+    """Reads one database, and believes no entry whose seal is not this service's: an inserted one hides a key."""
 
-    def __init__(self, database: Database) -> None:
-        """Read `database`."""
+    def __init__(self, database: Database, sealer: LeafSealer) -> None:
+        """Read `database`; `sealer` tells which leaves are this service's."""
         self._database = database
+        self._sealer = sealer
 
     @override
     async def bounds(self) -> tuple[int, int]:
@@ -59,16 +66,12 @@ class PostgresExposure(ExposureLog):
         row = await self._database.fetch_row(_NEXT, audit_index)
         if row is None:
             raise _unreadable(audit_index)
-        return _entry(row["leaf"], row["audit_index"]).time
+        return self._entry(row).time
 
     @override
     async def read_leases(self, after: int, *, up_to: int, limit: int) -> LeasePage:
         rows = await self._database.fetch(_LEASES, after, up_to, limit)
-        leases = [
-            IndexedEntry(row["audit_index"], _entry(row["leaf"], row["audit_index"]))
-            for row in rows
-            if row["leaf"] is not None
-        ]
+        leases = [IndexedEntry(row["audit_index"], self._entry(row)) for row in rows if row["leaf"] is not None]
         return LeasePage(leases, rows[-1]["audit_index"] if rows else up_to)
 
     @override
@@ -78,14 +81,20 @@ class PostgresExposure(ExposureLog):
     @override
     async def secret_times(self, provider_key_ids: Sequence[str]) -> dict[str, datetime]:
         rows = await self._database.fetch(_SECRETS, list(provider_key_ids))
-        return {row["provider_key_id"]: _entry(row["leaf"], row["audit_index"]).time for row in rows}
+        times = {}
+        for row in rows:
+            # Without a time the key counts as not replaced: a forged entry must keep no owner from being told.
+            with contextlib.suppress(AuthorityForgedError):
+                times[row["provider_key_id"]] = self._entry(row).time
+        return times
 
-
-def _entry(leaf: bytes, audit_index: int) -> AuditEntry:
-    try:
-        return decode_leaf(leaf)
-    except CanonicalFormError:
-        raise _unreadable(audit_index) from None
+    def _entry(self, row: asyncpg.Record) -> AuditEntry:
+        leaf = row["leaf"]
+        try:
+            self._sealer.check(leaf, kind=row["kind"], subject=row["subject"])
+            return decode_leaf(leaf)
+        except (AuditLogCorruptError, CanonicalFormError):
+            raise _unreadable(row["audit_index"]) from None
 
 
 def _unreadable(audit_index: int) -> AuthorityForgedError:

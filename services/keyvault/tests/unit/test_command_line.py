@@ -1,0 +1,29 @@
+"""Which of the two command lines was meant: the service's own, or an operator's."""
+
+from __future__ import annotations
+
+import pytest
+
+from keyvault.__main__ import COMMANDS, is_operators
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "keyring rewrap",
+        "keyring rewrap --pause",
+        "--keyvault dns:///keyvault:7000 keyring rewrap",
+        "breach start --folder case-1 --since 2026-11-25T06:00:00Z --reason migrate",
+        "halt list",
+        "audit verify",
+    ],
+)
+def test_an_operators_command_may_contain_a_word_of_the_service(typed: str) -> None:
+    """`keyring rewrap` asks for a rewrap over the wire, though `rewrap` alone is the process that does it."""
+    assert is_operators(typed.split())
+
+
+@pytest.mark.parametrize("typed", ["", "--check-config", *COMMANDS, "rewrap --config keyring.toml"])
+def test_the_service_keeps_its_own_commands(typed: str) -> None:
+    """Also without a word: that serves."""
+    assert not is_operators(typed.split())
