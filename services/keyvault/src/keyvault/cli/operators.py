@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import grpc
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from servicekit.channels import open_channel
 from servicekit.clock import SystemClock
+from servicekit.credentials import CertificateError
 from servicekit.identity import TlsFiles
 from servicekit.ids import new_uuid7
 from servicekit.wire import error_from_rpc
@@ -101,8 +102,11 @@ async def perform(arguments: argparse.Namespace, work: Work) -> int:
     except grpc.aio.AioRpcError as error:
         refused = error_from_rpc(error)
         say_wrong(f"{refused.reason or refused.code.name}: {refused.message}")
-    except UsageError as error:
+    # Anything that is let through ends with Python's own code, 1, which says that the command has found something.
+    except (UsageError, CertificateError, OSError) as error:
         say_wrong(str(error))
+    except ValidationError as error:
+        say_wrong(f"a flag or BYOK_OPERATOR_… does not fit: {error.errors()[0]['loc'][0]}: {error.errors()[0]['msg']}")
     return FAILED
 
 
