@@ -60,7 +60,7 @@ BEGIN
     RETURN v_first;
 END $$;
 
--- What every change of the keyring ends with: the request id, the entry, and word to the replicas.
+-- What every change of the keyring ends with: the request id and the entry. Replicas look for changes by themselves.
 CREATE FUNCTION close_keyring_change(p_kind smallint, p_leaf bytea, p_request jsonb, p_resource_id text)
 RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
@@ -70,7 +70,6 @@ BEGIN
     INSERT INTO requests (scope, request_id, mac_key_version, body_mac, resource_id, audit_index)
     SELECT n.scope, n.request_id, n.mac_key_version, decode(n.body_mac, 'hex'), p_resource_id, v_index
     FROM jsonb_to_record(p_request) AS n (scope text, request_id uuid, mac_key_version integer, body_mac text);
-    PERFORM pg_notify('keyvault_keyring', '');
     RETURN v_index;
 END $$;
 

@@ -37,7 +37,7 @@ def log() -> Iterator[io.BytesIO]:
     """Return what is logged, at the most talkative level."""
     stream = io.BytesIO()
     before = structlog.get_config()
-    configure_logging("keyvault", level="debug", stream=stream)
+    configure_logging("keyvault", level="debug", stream=stream, is_final=False)
     yield stream
     structlog.configure(**before)
 
