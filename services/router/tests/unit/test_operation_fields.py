@@ -14,7 +14,11 @@ BENCH = Workbench()
 NOW = SystemClock().now()
 
 
-@pytest.mark.parametrize("superseded", ["junk", "0192f0c4-9d3a-4000-8000-000000000000", new_uuid7(NOW).upper()])
+@pytest.mark.parametrize(
+    "superseded",
+    ["junk", "0192f0c4-9d3a-4000-8000-000000000000", new_uuid7(NOW).upper()],
+    ids=["junk", "a UUIDv4", "upper case"],
+)
 def test_only_a_request_id_can_be_superseded(superseded: str) -> None:
     """What could never have named an operation is a mistake of the caller's."""
     request = BENCH.guardrail()
