@@ -121,9 +121,9 @@ def test_the_canary_is_in_no_traceback(output: Callable[[], bytes], vendor: str)
         "4bf92f3577b34da6a3ce929d0e0e4736",
         "palindromes and fwoosh and alphabetical order",
         "https://localhost:8443/v1/messages",
-        new_uuid7(SystemClock().now()),
-        f"agent:{new_uuid7(SystemClock().now())}",
-        f"{new_uuid7(SystemClock().now())}/{new_uuid7(SystemClock().now())}",
+        pytest.param(new_uuid7(SystemClock().now()), id="an id"),
+        pytest.param(f"agent:{new_uuid7(SystemClock().now())}", id="an id after a word"),
+        pytest.param(f"{new_uuid7(SystemClock().now())}/{new_uuid7(SystemClock().now())}", id="two ids"),
     ],
 )
 def test_what_operators_search_for_stays(text: str) -> None:

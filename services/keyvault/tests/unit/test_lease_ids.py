@@ -64,7 +64,11 @@ def test_every_changed_digit_is_found() -> None:
             ensure(changed)
 
 
-@pytest.mark.parametrize("value", ["", "x", "é" * 36, new_uuid7(NOW), new_uuid7(NOW).upper(), new_uuid7(NOW) + "\n"])
+@pytest.mark.parametrize(
+    "value",
+    ["", "x", "é" * 36, new_uuid7(NOW), new_uuid7(NOW).upper(), new_uuid7(NOW) + "\n"],
+    ids=["nothing", "a letter", "other letters", "an id", "upper case", "a line"],
+)
 def test_what_is_no_lease_id_is_unknown(value: str) -> None:
     """A made-up id is refused, whatever its form; the answer carries no more than an id's length of it."""
     with pytest.raises(LeaseUnknownError) as raised:

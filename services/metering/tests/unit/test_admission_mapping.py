@@ -51,8 +51,10 @@ def set_field(path: str, value: object) -> Callable[[object], None]:
 RESERVE_FAULTS = [
     ("call.request_id", "", "call.request_id"),
     ("call.request_id", "6BA7B810-9DAD-11D1-80B4-00C04FD430C8", "call.request_id"),
-    ("call.request_id", new_uuid7(datetime(2025, 12, 1, tzinfo=UTC)), "call.request_id"),
-    ("call.request_id", new_uuid7(datetime(2026, 1, 15, 12, 6, tzinfo=UTC)), "call.request_id"),
+    pytest.param("call.request_id", new_uuid7(datetime(2025, 12, 1, tzinfo=UTC)), "call.request_id", id="an old id"),
+    pytest.param(
+        "call.request_id", new_uuid7(datetime(2026, 1, 15, 12, 6, tzinfo=UTC)), "call.request_id", id="an id to come"
+    ),
     ("call.holder", "router-1", "call.holder"),
     ("call.call_index", -1, "call.call_index"),
     ("attribution.agent_id", "", "attribution.agent_id"),
@@ -70,7 +72,7 @@ RESERVE_FAULTS = [
     ("body_hash", b"short", "body_hash"),
 ]
 SETTLE_FAULTS = [
-    ("reservation_id", new_uuid7(NOW), "reservation_id"),
+    pytest.param("reservation_id", new_uuid7(NOW), "reservation_id", id="another id"),
     ("attempt", 2, "reservation_id"),
     ("attempt", 129, "reservation_id"),
     ("usage.cost_nano_usd", -1, "usage.cost_nano_usd"),
