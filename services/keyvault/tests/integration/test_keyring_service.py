@@ -355,7 +355,14 @@ async def test_a_sealed_submission_under_the_old_key_is_taken_until_it_is_disabl
     )
 
 
-@pytest.mark.parametrize("purpose", [contract.KEYRING_PURPOSE_AUTHORITY_MAC, contract.KEYRING_PURPOSE_CHECKPOINT])
+@pytest.mark.parametrize(
+    "purpose",
+    [
+        contract.KEYRING_PURPOSE_AUTHORITY_MAC,
+        contract.KEYRING_PURPOSE_EQUALITY_MAC,
+        contract.KEYRING_PURPOSE_CHECKPOINT,
+    ],
+)
 async def test_what_verifies_the_past_is_never_retired(
     start_vault: Callable[..., Awaitable[Vault]], purpose: int
 ) -> None:
@@ -383,3 +390,22 @@ async def test_what_makes_no_sense_is_refused(vault: Vault, name: str, fields: d
     version = fields.pop("version")
     assert (await refusal(admin.call(name, version, **fields))).reason == reason
     assert await admin.states() == {1: "PRIMARY"}
+
+
+async def test_a_rotation_that_is_undone_in_the_database_is_refused(
+    start_vault: Callable[..., Awaitable[Vault]],
+) -> None:
+    """The old version set PRIMARY again wraps nothing, at replicas that run and at those that start."""
+    vault = await start_vault(keyring=FAST)
+    admin = await administrator(vault)
+    await vault.bind()
+    await vault.working_key()
+    await admin.promoted()
+    await vault.forge("UPDATE keyring_keys SET state = 3 WHERE purpose = 1 AND version = 2")
+    await vault.forge("UPDATE keyring_keys SET state = 2 WHERE purpose = 1 AND version = 1")
+    error = await refusal((await vault.keys()).CreateKey(create_request(acting_for=owner("owner-2"))))
+    assert error.reason == "KEK_UNAVAILABLE"
+    router = await vault.router()
+    assert router.open(await router.acquire(agent_item()))[0].secret == SECRET
+    with pytest.raises(DomainError, match="newest"):
+        await start_vault(keyring=FAST)

@@ -109,6 +109,25 @@ def missing_purposes(records: Collection[KeyringRecord]) -> list[KeyPurpose]:
     return [purpose for purpose in KeyPurpose if not present or (purpose in _LATER_PURPOSES and purpose not in present)]
 
 
+def ensure_newest_is_primary(records: Iterable[KeyringRecord]) -> None:
+    """Check that of each purpose no version that was in use is newer than the PRIMARY one.
+
+    A promotion goes to a newer version only, so that an older one as PRIMARY says that a rotation was undone in the
+    database, perhaps by somebody who has the old key.
+
+    Raises:
+        KeyringUnusableError: it is not so.
+    """
+    stored = list(records)
+    for primary in (each for each in stored if each.state is KeyState.PRIMARY):
+        newest = max(
+            each.version for each in stored if each.purpose is primary.purpose and each.state is not KeyState.STAGED
+        )
+        if newest != primary.version:
+            message = "the primary version is not the newest that was in use: a rotation was undone in the database"
+            raise KeyringUnusableError(message, purpose=primary.purpose.name, version=primary.version)
+
+
 def draw_key(purpose: KeyPurpose, *, version: int, state: KeyState = KeyState.PRIMARY) -> KeyringKey:
     """Return a version of `purpose`, drawn at random."""
     return KeyringKey(purpose=purpose, version=version, state=state, key=Secret(os.urandom(KEY_BYTES)))

@@ -146,7 +146,7 @@ class KeyringAdministration(Protocol):
         ...
 
     async def count_rows(self) -> dict[tuple[KeyPurpose, int], int]:
-        """Return how many rows need each version of those purposes whose rows are counted: KEK and EQUALITY_MAC."""
+        """Return how many rows need each version of those purposes whose rows are counted: of the KEK."""
         ...
 
     async def replicas(self, live: timedelta) -> list[Replica]:

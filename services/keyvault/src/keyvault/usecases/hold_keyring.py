@@ -14,6 +14,7 @@ from keyvault.domain.keyring import (
     Keyring,
     KeyState,
     draw_key,
+    ensure_newest_is_primary,
     make_record,
     missing_purposes,
     record_associated_data,
@@ -170,7 +171,9 @@ class HoldKeyring(KeyringCustody):
             if self._ring is not None and self._ring is not seen:
                 # Somebody reloaded while this call waited: many leases that miss one version make one reload.
                 return self._ring
-            records = held_records(await self._store.load())
+            stored = await self._store.load()
+            ensure_newest_is_primary(stored)
+            records = held_records(stored)
             ring = unlock(self._deployment, await self._unwrap(records))
             ring.check_primary_kek()
             self._ring = ring

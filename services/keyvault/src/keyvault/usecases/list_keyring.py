@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from keyvault.ports import KeyringAdministration, KeyringCustody
 
-COUNTED = frozenset({KeyPurpose.KEK, KeyPurpose.EQUALITY_MAC})
+COUNTED = frozenset({KeyPurpose.KEK})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,8 +29,6 @@ _VERSIONS: Final = """
 """
 _COUNTS: Final = """
     SELECT 1 AS purpose, kek_version AS version, count(*) AS needed FROM agent_ai_key_secrets GROUP BY kek_version
-    UNION ALL
-    SELECT 3, equality_mac_version, count(*) FROM agent_ai_key_secrets GROUP BY equality_mac_version
 """
 _REPLICAS: Final = """
     SELECT replica_id, release, root_key_ids, proved, last_seen, last_seen > clock_timestamp() - $1::interval AS is_live
