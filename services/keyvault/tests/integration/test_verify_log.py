@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from byok.keyvault.v1 import audit_service_pb2, audit_service_pb2_grpc
 from keyvault.api import audit_servicer
 from keyvault.domain.log_verification import ALL_CHECKS, FindingKind, LogCheck
+from servicekit.wire import error_from_rpc
 from services.keyvault.tests.integration.vault import agent_item, refusal
 
 if TYPE_CHECKING:
@@ -210,3 +212,24 @@ async def test_a_checkpoint_of_another_log_is_refused(vault: Vault) -> None:
     note = (await filled(vault)).replace("byok.keyvault/test", "byok.keyvault/other")
     error = await refusal(verified(vault, note))
     assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_replica_verifies_for_one_at_a_time(vault: Vault) -> None:
+    """Each reads the whole log: the second is told to wait, and may ask when the first is done."""
+    await filled(vault)
+    audit: Any = audit_service_pb2_grpc.AuditServiceStub(await vault.channel("operator"))
+    request = audit_service_pb2.VerifyLogRequest()
+    calls = [audit.VerifyLog(request) for _ in range(8)]
+    codes = await asyncio.gather(*(_code_of(call) for call in calls))
+    assert codes.count("OVERLOADED") >= 1
+    assert codes.count("") >= 1
+    assert not (await verified(vault)).findings
+
+
+async def _code_of(call: Any) -> str:
+    try:
+        async for _ in call:
+            pass
+    except grpc.aio.AioRpcError as error:
+        return error_from_rpc(error).reason
+    return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from keyvault.usecases.list_entries import ListEntries
 from keyvault.usecases.prove_sizes import ProveSizes
 from keyvault.usecases.read_feed import ReadFeed
 from keyvault.usecases.verify_log import VerifyLog
+from servicekit.errors import OverloadedError
 from servicekit.identity import current_caller
 
 if TYPE_CHECKING:
@@ -50,6 +52,8 @@ class AuditServicer(audit_service_pb2_grpc.AuditServiceServicer):
     def __init__(self, usecases: AuditUseCases) -> None:
         """Serve `usecases`."""
         self._do = usecases
+        # One at a time: a verification reads the whole log, and leases must not wait for many of them.
+        self._verifying = asyncio.Lock()
 
     @override
     async def ListEntries(
@@ -99,5 +103,8 @@ class AuditServicer(audit_service_pb2_grpc.AuditServiceServicer):
     async def VerifyLog(
         self, request: audit_service_pb2.VerifyLogRequest, context: Context
     ) -> AsyncIterator[audit_service_pb2.VerifyLogResponse]:
-        async for step in self._do.verify(request.first_index, request.pinned_checkpoint, ALL_CHECKS):
-            yield verification_to(step)
+        if self._verifying.locked():
+            raise OverloadedError("this replica verifies the log for somebody else; wait for that, or ask another")
+        async with self._verifying:
+            async for step in self._do.verify(request.first_index, request.pinned_checkpoint, ALL_CHECKS):
+                yield verification_to(step)

@@ -139,7 +139,8 @@ class AuditServiceServicer:
     def VerifyLog(self, request, context):
         """Verifies the log and the authority rows that rest on it, in the database.
         Streams progress, and at the end every finding. No side effects. Role:
-        `operator`. Errors: INVALID_ARGUMENT, AUDIT_UNAVAILABLE.
+        `operator`. Errors: INVALID_ARGUMENT, AUDIT_UNAVAILABLE, OVERLOADED while
+        this replica verifies for somebody else.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -53,7 +53,8 @@ class AuditServiceStub:
     VerifyLog: _aio.UnaryStreamMultiCallable[_audit_service_pb2.VerifyLogRequest, _audit_service_pb2.VerifyLogResponse]
     """Verifies the log and the authority rows that rest on it, in the database.
     Streams progress, and at the end every finding. No side effects. Role:
-    `operator`. Errors: INVALID_ARGUMENT, AUDIT_UNAVAILABLE.
+    `operator`. Errors: INVALID_ARGUMENT, AUDIT_UNAVAILABLE, OVERLOADED while
+    this replica verifies for somebody else.
     """
 
 class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -137,7 +138,8 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.AsyncIterator[_audit_service_pb2.VerifyLogResponse]:
         """Verifies the log and the authority rows that rest on it, in the database.
         Streams progress, and at the end every finding. No side effects. Role:
-        `operator`. Errors: INVALID_ARGUMENT, AUDIT_UNAVAILABLE.
+        `operator`. Errors: INVALID_ARGUMENT, AUDIT_UNAVAILABLE, OVERLOADED while
+        this replica verifies for somebody else.
         """
 
 def add_AuditServiceServicer_to_server(servicer: AuditServiceServicer, server: _aio.Server) -> None: ...
