@@ -101,6 +101,10 @@ def _edit(lines: Lines) -> None:
     lines[50] |= {"leaf": "ZXZpbA==", "hash": leaf_hash(b"evil").hex()}
 
 
+def _blank(lines: Lines) -> None:
+    lines[50] |= {"leaf": ""}
+
+
 def _swap(lines: Lines) -> None:
     one, two = lines[50], lines[51]
     lines[50], lines[51] = (
@@ -127,7 +131,7 @@ def _hide(lines: Lines) -> None:
         line["index"] = at
 
 
-@pytest.mark.parametrize("attack", [_edit, _swap, _cut, _drop, _hide])
+@pytest.mark.parametrize("attack", [_edit, _blank, _swap, _cut, _drop, _hide])
 async def test_an_edited_export_is_found(auditor: Auditor, attack: Callable[[Lines], None]) -> None:
     """Whatever is done to the file, the signed root does not come out."""
     pinned, key = await auditor.pins()

@@ -203,15 +203,29 @@ async def test_a_row_of_which_the_log_knows_nothing_is_found(start_vault: Callab
     assert (f"key/{key.key_id}", "RowUnrecorded") in await findings(vault)
 
 
-async def test_what_was_forgotten_is_no_finding(start_vault: Callable[..., Awaitable[Vault]]) -> None:
-    """An erased owner's leaves are empty, and what they were found by is gone; their rows stay."""
+async def test_a_log_cut_at_its_beginning_hides_no_rollback(start_vault: Callable[..., Awaitable[Vault]]) -> None:
+    """All entries up to the revocation are deleted, as if they had been archived; authority entries never are."""
     vault = await start_vault(health=WALKING)
-    await vault.bind()
-    key = await vault.working_key()
-    await (await vault.keys()).RevokeKey(revoke_request(key.key_id))
-    await vault.forge("UPDATE audit_entries SET leaf = '', subject = '' WHERE kind <= 6")
+    key_id, _ = await roll_back(vault)
+    revoked = "SELECT max(audit_index) FROM audit_entries WHERE kind = $1"
+    await vault.forge(f"DELETE FROM audit_entries WHERE audit_index <= ({revoked})", int(EntryKind.KEY_REVOKED))
     await walked(vault)
-    assert await findings(vault) == []
+    assert (f"key/{key_id}", "RowUnrecorded") in await findings(vault)
+    assert gauge(vault, "rolled_back_rows") >= 1
+
+
+BLANKED = {"the leaf": "leaf = ''", "the leaf and what it is found by": "leaf = '', subject = ''"}
+
+
+@pytest.mark.parametrize("edit", BLANKED.values(), ids=BLANKED)
+async def test_an_emptied_entry_hides_no_rollback(start_vault: Callable[..., Awaitable[Vault]], edit: str) -> None:
+    """The entry of the revocation is emptied, so that the older row seems to be the newest that the log knows."""
+    vault = await start_vault(health=WALKING)
+    await roll_back(vault)
+    await vault.forge(f"UPDATE audit_entries SET {edit} WHERE kind = $1", int(EntryKind.KEY_REVOKED))
+    await walked(vault)
+    assert "RowBlanked" in {what for _, what in await findings(vault)}
+    assert gauge(vault, "rolled_back_rows") >= 1
 
 
 async def test_what_is_sound_is_not_found(start_vault: Callable[..., Awaitable[Vault]]) -> None:

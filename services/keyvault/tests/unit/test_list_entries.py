@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keyvault.domain.audit_log import AuditEntry, EntryKind
+from keyvault.domain.errors import AuditLogCorruptError
 from keyvault.domain.ownership import Principal
 from keyvault.usecases.list_entries import CLOCKS_APART_MAX, READINGS_MAX, EntryListing, ListEntries
 from keyvault.usecases.prove_log import ProveLog
@@ -94,22 +95,30 @@ async def test_times_beyond_any_calendar_are_only_early_or_late() -> None:
 
 
 @pytest.mark.parametrize("newest_first", [False, True])
-async def test_archived_and_forgotten_entries_are_in_nobodys_way(newest_first: Any) -> None:
-    """What was dropped is not listed; of what was forgotten the hash is, where no time is asked for."""
+async def test_dropped_entries_are_in_nobodys_way(newest_first: Any) -> None:
+    """What was dropped is not listed, and times are found all the same."""
     log = await filled([float(minute) for minute in range(300)])
     await log.replica().covering(300)
     for index in range(1, 257):
         log.tree.tampered[index] = None
-    for index in range(260, 290):
-        log.tree.tampered[index] = log.row(index)._replace(leaf=b"")
     order = -1 if newest_first else 1
     kept = list(range(257, 301))
     assert await listed(log, newest_first=newest_first) == kept[::order]
-    told = [index for index in kept if not 260 <= index < 290]
     window = {"start_time": at(0), "end_time": at(400), "newest_first": newest_first}
-    assert await listed(log, **window) == told[::order]
+    assert await listed(log, **window) == kept[::order]
     window = {"start_time": at(257), "end_time": at(295), "newest_first": newest_first}
-    assert await listed(log, **window) == [index for index in told if 258 <= index <= 295][::order]
+    assert await listed(log, **window) == [index for index in kept if 258 <= index <= 295][::order]
+
+
+@pytest.mark.parametrize("window", [{}, {"start_time": at(0), "end_time": at(400)}], ids=["all", "a window"])
+async def test_an_emptied_leaf_is_corruption(window: Any) -> None:
+    """Leaving it out, or listing its hash alone, would hide what it said."""
+    log = await filled([0, 1, 2])
+    await log.replica().covering(3)
+    log.tree.tampered[2] = log.row(2)._replace(leaf=b"")
+    with pytest.raises(AuditLogCorruptError) as refused:
+        await listed(log, **window)
+    assert refused.value.facts == {"finding": "LEAF_EDITED", "audit_index": 2}
 
 
 async def test_a_page_may_be_short_and_goes_on() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from keyvault.domain.audit_log import AuditEntry, EntryKind
 from keyvault.domain.checkpoints import open_own_checkpoint
+from keyvault.domain.errors import AuditLogCorruptError
 from keyvault.domain.key_states import STATE_BEFORE
 from keyvault.usecases.prove_log import ProveLog
 from keyvault.usecases.read_feed import FeedQuestion, ReadFeed
@@ -86,16 +87,18 @@ async def test_patience_ends() -> None:
     assert (told(page), page.next_after_index) == ([], 1)
 
 
-async def test_what_was_forgotten_is_passed_over() -> None:
-    """An emptied leaf is not told, and does not end the feed."""
+@pytest.mark.parametrize("kind", [EntryKind.KEY_STATE_CHANGED, EntryKind.KEY_REVOKED])
+async def test_an_emptied_leaf_is_corruption(kind: EntryKind) -> None:
+    """Passing over it would hide a revocation from its owner."""
     log = Log()
     for _ in range(3):
-        await happen(log, EntryKind.KEY_STATE_CHANGED, (STATE_BEFORE, "ACTIVE"))
+        await happen(log, kind, (STATE_BEFORE, "ACTIVE"))
     await log.replica().covering(3)
     row = log.row(2)._replace(leaf=b"")
     log.tree.tampered[2] = row
-    page = await feed_of(log)(question(no_wait=True))
-    assert (told(page), page.next_after_index) == ([1, 3], 3)
+    with pytest.raises(AuditLogCorruptError) as refused:
+        await feed_of(log)(question(no_wait=True))
+    assert refused.value.facts == {"finding": "LEAF_EDITED", "audit_index": 2}
 
 
 async def test_a_log_behind_its_witness_is_told_at_once() -> None:

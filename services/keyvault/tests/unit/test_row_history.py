@@ -38,19 +38,25 @@ def test_a_row_is_named_by_what_it_is_about(kind: EntryKind, row: RowId, name: s
     assert str(row) == name
 
 
-@given(row=st.integers(1, 50), newest=st.integers(0, 50), kept=st.integers(1, 50))
-def test_a_row_is_judged_by_its_newest_entry(row: int, newest: int, kept: int) -> None:
-    """Older than the log: rolled back. Newer than the log, where the log is kept: the log was cut. Else sound."""
-    finding = judge_row(row_index=row, newest_entry_index=newest, first_kept_index=kept)
+@given(row=st.integers(1, 50), newest=st.integers(0, 50))
+def test_a_row_is_judged_by_its_newest_entry(row: int, newest: int) -> None:
+    """Older than the log: rolled back. Newer than the log: the log was cut. Else sound."""
+    finding = judge_row(row_index=row, newest_entry_index=newest)
     if newest > row:
         assert finding is RowFinding.ROLLED_BACK
     elif newest < row:
-        assert finding is (RowFinding.UNRECORDED if row >= kept else None)
+        assert finding is RowFinding.UNRECORDED
     else:
         assert finding is None
 
 
 def test_an_entry_without_its_row_is_a_finding() -> None:
     """The row was deleted or hidden."""
-    assert judge_entry(is_row_there=True) is None
-    assert judge_entry(is_row_there=False) is RowFinding.MISSING
+    assert judge_entry(is_row_there=True, is_blank=False) is None
+    assert judge_entry(is_row_there=False, is_blank=False) is RowFinding.MISSING
+
+
+@pytest.mark.parametrize("is_row_there", [True, False])
+def test_a_blank_entry_is_a_finding(is_row_there: bool) -> None:  # noqa: FBT001 - a parameter of the table above.
+    """Whether or not its columns lead to a row: they are anybody's."""
+    assert judge_entry(is_row_there=is_row_there, is_blank=True) is RowFinding.BLANKED

@@ -135,9 +135,7 @@ def entry_to(audit_index: int, entry: AuditEntry) -> audit_service_pb2.Entry:
 
 def _proved_to(each: ProvedEntry) -> audit_service_pb2.ProvedEntry:
     return audit_service_pb2.ProvedEntry(
-        entry=audit_service_pb2.Entry(audit_index=each.audit_index)
-        if each.entry is None
-        else entry_to(each.audit_index, each.entry),
+        entry=entry_to(each.audit_index, each.entry),
         leaf=each.leaf,
         leaf_hash=each.leaf_hash,
         inclusion_proof=each.proof,

@@ -123,8 +123,6 @@ def _verify_files(arguments: argparse.Namespace) -> int:
     for line in verdict.found:
         say(line)
     say(f"{verdict.entries:,} entries, {verdict.covered:,} under a signed checkpoint, {len(verdict.found)} findings.")
-    if verdict.blank:
-        say(f"{verdict.blank:,} leaves are empty: their hashes were checked, and not what they said.")
     say("Leaf seals were not checked: only KeyVault has their key.")
     if not arguments.checkpoint:
         say("No checkpoint was pinned: that the export ends where the log ended is not shown.")
@@ -197,14 +195,14 @@ def _check(arguments: argparse.Namespace) -> int:
         return FAILED
     try:
         index, leaf, checkpoint = verify_bundle(arguments.bundle, arguments.verifier_key)
-        entry = decode_leaf(leaf) if leaf else None
+        entry = decode_leaf(leaf)
     except (ProofInvalidError, CanonicalFormError, CheckpointInvalidError, FileInvalidError) as error:
         say(f"NOT PROVED: {error}")
         return FOUND
     except OSError as error:
         say_wrong(str(error))
         return FAILED
-    said = f"{entry.kind.name} at {entry.time.isoformat()} by {entry.caller}" if entry else "its leaf was forgotten"
+    said = f"{entry.kind.name} at {entry.time.isoformat()} by {entry.caller}"
     say(f"Entry {index} is in {checkpoint.origin} of {checkpoint.size:,} entries: {said}")
     return DONE
 

@@ -42,7 +42,6 @@ class Verdict:
     """What the verification of an export found."""
 
     entries: int = 0
-    blank: int = 0
     found: list[str] = field(default_factory=list)
     covered: int = 0
 
@@ -118,7 +117,7 @@ def verify_bundle(path: Path, verifier_keys: Sequence[str]) -> tuple[int, bytes,
         raise FileInvalidError(f"{path} is no bundle of an audit entry")
     index, leaf, digest = _leaf_of(bundle, str(path))
     checkpoint = open_checkpoint(_text(bundle, "checkpoint"), verifier_keys)
-    if leaf and leaf_hash(leaf) != digest:
+    if leaf_hash(leaf) != digest:
         raise FileInvalidError("the leaf does not have the hash that is proved")
     proof = [_hex(each) for each in bundle["proof"]]
     verify_inclusion(leaf_hash=digest, index=index - 1, size=checkpoint.size, proof=proof, root=checkpoint.root)
@@ -148,16 +147,13 @@ def _take(tree: GrowingTree, record: dict[str, Any], verdict: Verdict) -> None:
         if not tree.size < index - 1 <= tree.size + _FOUND_MAX:
             raise FileInvalidError(f"the leaves do not follow one another: {index} comes after {tree.size}")
         tree.extend([bytes(HASH_BYTES)] * (index - 1 - tree.size))
-    if not leaf:
-        verdict.blank += 1
-    else:
-        with contextlib.suppress(CanonicalFormError):
-            decode_leaf(leaf)
-            if leaf_hash(leaf) == digest:
-                tree.extend([digest])
-                verdict.entries += 1
-                return
-        verdict.add(f"{index}: LEAF_EDITED: the leaf is none, or does not have the hash beside it")
+    with contextlib.suppress(CanonicalFormError):
+        decode_leaf(leaf)
+        if leaf_hash(leaf) == digest:
+            tree.extend([digest])
+            verdict.entries += 1
+            return
+    verdict.add(f"{index}: LEAF_EDITED: the leaf is none, or does not have the hash beside it")
     tree.extend([leaf_hash(leaf) if leaf else digest])
     verdict.entries += 1
 

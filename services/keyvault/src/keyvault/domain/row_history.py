@@ -3,7 +3,9 @@
 The running self-audit and a whole verification of the log judge by this one rule. A row carries the index of the audit
 entry that wrote it, under its HMAC. An older row that is made the present one again is therefore valid in itself, and
 says so by its index: the log has a newer entry of the same row. A row that was deleted, or hidden by the columns that
-find it, leaves an entry without a row; and a row without its entry says that the log was cut.
+find it, leaves an entry without a row; and a row without its entry says that the log was cut. All of this holds because
+entries of changes of authority are never dropped and never emptied, however old they are: whatever retention comes to
+drop, it must leave them. Else whoever can delete entries could make a row that was rolled back look merely old.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ class RowFinding(enum.Enum):
     ROLLED_BACK = "an older row was put in the place of the one that the log wrote last"
     MISSING = "the log wrote a row that is not there"
     UNRECORDED = "the row says that an entry wrote it which the log does not have"
+    BLANKED = "the entry of a change of authority has an empty leaf, and nothing may empty one"
 
 
 KINDS_OF_ROWS: Final = {
@@ -79,18 +82,20 @@ def row_written_by(entry: AuditEntry) -> RowId | None:
     return RowId(kind, names[kind])
 
 
-def judge_row(*, row_index: int, newest_entry_index: int, first_kept_index: int) -> RowFinding | None:
-    """Return what is wrong with a present row, by the newest entry of it that the log has (0 for none).
-
-    Entries before `first_kept_index` were archived: a row that only they know of is told by the archive, not here.
-    """
+def judge_row(*, row_index: int, newest_entry_index: int) -> RowFinding | None:
+    """Return what is wrong with a present row, by the newest entry of it that the log has (0 for none)."""
     if newest_entry_index > row_index:
         return RowFinding.ROLLED_BACK
-    if newest_entry_index < row_index and row_index >= first_kept_index:
+    if newest_entry_index < row_index:
         return RowFinding.UNRECORDED
     return None
 
 
-def judge_entry(*, is_row_there: bool) -> RowFinding | None:
-    """Return what is wrong when an authority entry has, or has not, the row that it wrote, superseded or not."""
+def judge_entry(*, is_row_there: bool, is_blank: bool) -> RowFinding | None:
+    """Return what is wrong when an authority entry has, or has not, the row that it wrote, superseded or not.
+
+    A blank entry tells by its columns alone what it wrote, and these are anybody's: it is a finding whatever they say.
+    """
+    if is_blank:
+        return RowFinding.BLANKED
     return None if is_row_there else RowFinding.MISSING

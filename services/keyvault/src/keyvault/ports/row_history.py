@@ -22,11 +22,12 @@ class RowState:
 
 @dataclass(frozen=True, slots=True)
 class EntryState:
-    """An authority entry, and whether the row that it wrote is there, superseded or not."""
+    """An authority entry, whether the row that it wrote is there, superseded or not, and whether its leaf is empty."""
 
     audit_index: int
     row: RowId
     is_row_there: bool
+    is_blank: bool
 
 
 class RowHistory(Protocol):
@@ -38,8 +39,4 @@ class RowHistory(Protocol):
 
     async def read_entries(self, after_index: int, limit: int) -> Sequence[EntryState]:
         """Return authority entries after an index, in their order."""
-        ...
-
-    async def first_kept_index(self) -> int:
-        """Return the index of the first entry that is kept, or 1 when there is none."""
         ...

@@ -25,7 +25,7 @@ class TreeState:
 
 
 class StoredLeaf(NamedTuple):
-    """A row of the log as it is stored: not to be believed before it is checked. A forgotten leaf is empty."""
+    """A row of the log as it is stored: not to be believed before it is checked."""
 
     audit_index: int
     kind: int

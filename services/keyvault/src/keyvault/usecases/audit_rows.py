@@ -56,16 +56,9 @@ class AuditRows:
         self._finding: dict[RowId, RowFinding] = {}
 
     async def _compare_rows(self) -> None:
-        # Read before the rows: an entry that is archived meanwhile is then taken for one that is kept, which at worst
-        # is a finding too many; the other way round it would be one too few. Segments are closed long before that.
-        first_kept = await self._history.first_kept_index()
         rows = await self._history.read_rows(_KINDS[self._kind], self._name, self._batch_max)
         for state in rows:
-            finding = judge_row(
-                row_index=state.row_index,
-                newest_entry_index=state.newest_entry_index,
-                first_kept_index=first_kept,
-            )
+            finding = judge_row(row_index=state.row_index, newest_entry_index=state.newest_entry_index)
             await self._note(state.row, finding, state.row_index)
         # There is one set of halts, and no row after it.
         if len(rows) == self._batch_max and _KINDS[self._kind] is not RowKind.HALTS:
@@ -78,7 +71,8 @@ class AuditRows:
     async def _compare_entries(self) -> bool:
         entries = await self._history.read_entries(self._index, self._batch_max)
         for state in entries:
-            await self._note(state.row, judge_entry(is_row_there=state.is_row_there), state.audit_index)
+            finding = judge_entry(is_row_there=state.is_row_there, is_blank=state.is_blank)
+            await self._note(state.row, finding, state.audit_index)
         if entries:
             self._index = entries[-1].audit_index
         return len(entries) == self._batch_max

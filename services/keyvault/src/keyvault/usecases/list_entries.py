@@ -58,11 +58,9 @@ class EntryListing:
         return ("entries", self.acting_for.key, self.subject or "", kinds, *times, int(self.newest_first))
 
     def is_in_time(self, row: StoredLeaf) -> bool:
-        """Return whether the entry lies within the times that are asked for; a forgotten one does not say."""
+        """Return whether the entry lies within the times that are asked for. Raises AuditLogCorruptError."""
         if self.start_time is None and self.end_time is None:
             return True
-        if not row.leaf:
-            return False
         time = read_entry(row).time
         return (self.start_time is None or time >= self.start_time) and (self.end_time is None or time < self.end_time)
 

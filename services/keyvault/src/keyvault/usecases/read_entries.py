@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProvedEntry:
-    """An entry with its proof. A forgotten one has no entry and an empty leaf; its hash is proved all the same."""
+    """An entry with its proof."""
 
     audit_index: int
-    entry: AuditEntry | None
+    entry: AuditEntry
     leaf: bytes
     leaf_hash: bytes
     proof: tuple[bytes, ...]
@@ -55,11 +55,11 @@ def read_entry(row: StoredLeaf) -> AuditEntry:
 
 
 def _proved(row: StoredLeaf, proved: ProvedLeaf) -> ProvedEntry:
-    if row.leaf_hash != proved.leaf_hash or (row.leaf and leaf_hash(row.leaf) != proved.leaf_hash):
+    if row.leaf_hash != proved.leaf_hash or leaf_hash(row.leaf) != proved.leaf_hash:
         raise _edited("an entry of the audit log is not the one that was signed", "LEAF_EDITED", row)
     return ProvedEntry(
         audit_index=row.audit_index,
-        entry=read_entry(row) if row.leaf else None,
+        entry=read_entry(row),
         leaf=row.leaf,
         leaf_hash=proved.leaf_hash,
         proof=proved.proof,

@@ -98,9 +98,7 @@ class ReadFeed:
         rows = [row for row in rows if row.audit_index <= signed.size]
         proved = await prove_entries(self._prove, rows, signed.checkpoint)
         entries = [
-            IndexedEntry(each.audit_index, each.entry)
-            for row, each in zip(rows, proved, strict=True)
-            if each.entry is not None and _is_told(row)
+            IndexedEntry(each.audit_index, each.entry) for row, each in zip(rows, proved, strict=True) if _is_told(row)
         ]
         proof: list[bytes] = []
         if asked.witnessed_size:
@@ -172,7 +170,5 @@ def _behind(asked: FeedQuestion, state: TreeState) -> FeedPage:
 
 
 def _is_told(row: StoredLeaf) -> bool:
-    """Return whether owners are told of the entry: not of a cool-down, nor of what was forgotten since."""
-    if not row.leaf:
-        return False
+    """Return whether owners are told of the entry: not of a cool-down. Raises AuditLogCorruptError."""
     return row.kind != EntryKind.KEY_STATE_CHANGED or any(name == STATE_BEFORE for name, _ in read_entry(row).details)

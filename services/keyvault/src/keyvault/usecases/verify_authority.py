@@ -30,6 +30,7 @@ _KINDS: Final = {
     RowFinding.MISSING: FindingKind.ROW_MISSING,
     # A row whose entry is not in the log: the log was cut, or the row came from somewhere else.
     RowFinding.UNRECORDED: FindingKind.ROW_FORGED,
+    RowFinding.BLANKED: FindingKind.LEAF_EDITED,
 }
 
 
@@ -58,17 +59,12 @@ class VerifyAuthority:
     async def __call__(self, findings: Findings) -> AsyncIterator[int]:
         """Yield how many rows were looked at, from time to time. Raises UnavailableError when the store is away."""
         done = 0
-        first_kept = await self._history.first_kept_index()
         for kind in RowKind:
             after, is_more = "", True
             while is_more:
                 rows = await self._history.read_rows(kind, after, _PAGE)
                 for state in rows:
-                    found = judge_row(
-                        row_index=state.row_index,
-                        newest_entry_index=state.newest_entry_index,
-                        first_kept_index=first_kept,
-                    )
+                    found = judge_row(row_index=state.row_index, newest_entry_index=state.newest_entry_index)
                     _note(findings, found, state.row, state.newest_entry_index or state.row_index)
                 await self._authenticate(kind, rows, findings)
                 done += len(rows)
@@ -83,7 +79,8 @@ class VerifyAuthority:
         while is_more:
             entries = await self._history.read_entries(after, _PAGE)
             for state in entries:
-                _note(findings, judge_entry(is_row_there=state.is_row_there), state.row, state.audit_index)
+                found = judge_entry(is_row_there=state.is_row_there, is_blank=state.is_blank)
+                _note(findings, found, state.row, state.audit_index)
             done += len(entries)
             is_more = len(entries) == _PAGE
             after = entries[-1].audit_index if entries else after

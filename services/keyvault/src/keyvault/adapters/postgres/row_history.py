@@ -20,14 +20,12 @@ if TYPE_CHECKING:
     from keyvault.domain.leaf_seals import LeafSealer
 
 # Each reads rows and log in one statement, so in one snapshot. Rows are told by their id columns: a row that was hidden
-# by these is missing where its entry is looked at. An entry whose leaf was forgotten is empty, and tells by its index
-# alone which row it wrote.
+# by these is missing where its entry is looked at. An entry with an empty leaf vouches for nothing: it is a finding
+# where entries are looked at.
 _KEY_ROWS: Final = """
     SELECT k.provider_key_id AS name, k.audit_index, greatest(0, (
         SELECT max(e.audit_index) FROM audit_entries e
         WHERE e.subject = 'key/' || k.provider_key_id AND e.kind < 100 AND e.kind BETWEEN 1 AND 5
-    ), (
-        SELECT f.audit_index FROM audit_entries f WHERE f.audit_index = k.audit_index AND f.leaf = ''
     )) AS newest_index
     FROM agent_ai_keys k WHERE k.superseded_index IS NULL AND k.provider_key_id > $1
     ORDER BY k.provider_key_id LIMIT $2
@@ -36,8 +34,6 @@ _BINDING_ROWS: Final = """
     SELECT b.agent_id AS name, b.audit_index, greatest(0, (
         SELECT max(e.audit_index) FROM audit_entries e
         WHERE e.subject = 'agent/' || b.agent_id AND e.kind < 100 AND e.kind = 6
-    ), (
-        SELECT f.audit_index FROM audit_entries f WHERE f.audit_index = b.audit_index AND f.leaf = ''
     )) AS newest_index
     FROM agent_bindings b WHERE b.superseded_index IS NULL AND b.agent_id > $1
     ORDER BY b.agent_id LIMIT $2
@@ -49,7 +45,7 @@ _SHARE_ROWS: Final = """
         SELECT max(h.audit_index) FROM key_shares h
         JOIN audit_entries e ON e.audit_index = h.audit_index AND e.kind IN (7, 8)
         WHERE h.provider_key_id = s.provider_key_id AND h.agent_id = s.agent_id
-          AND (e.subject = 'key/' || s.provider_key_id OR e.leaf = '')), 0) AS newest_index
+          AND e.subject = 'key/' || s.provider_key_id), 0) AS newest_index
     FROM key_shares s
     WHERE s.superseded_index IS NULL
       AND (s.provider_key_id, s.agent_id) > (split_part($1::text, '/', 1), substr($1, strpos($1, '/') + 1))
@@ -70,10 +66,11 @@ _ROWS: Final = {
 # The page is read first, and each row looked up by its index: the planner would rather read the whole of each table.
 _ENTRIES: Final = """
     WITH page AS MATERIALIZED (
-        SELECT e.audit_index, e.kind, e.subject FROM audit_entries e
-        WHERE e.kind < 100 AND e.leaf <> '' AND e.audit_index > $1 ORDER BY e.audit_index LIMIT $2
+        SELECT e.audit_index, e.kind, e.subject, e.leaf = '' AS is_blank FROM audit_entries e
+        WHERE e.kind < 100 AND e.audit_index > $1 ORDER BY e.audit_index LIMIT $2
     )
-    SELECT p.audit_index, p.kind, p.subject, found.share_agent_id, found.share_agent_id IS NOT NULL AS is_row_there
+    SELECT p.audit_index, p.kind, p.subject, p.is_blank, found.share_agent_id,
+           found.share_agent_id IS NOT NULL AS is_row_there
     FROM page p LEFT JOIN LATERAL (
         SELECT '' AS share_agent_id FROM agent_ai_keys k
         WHERE p.kind BETWEEN 1 AND 5 AND k.provider_key_id = substr(p.subject, 5) AND k.audit_index = p.audit_index
@@ -89,7 +86,6 @@ _ENTRIES: Final = """
     ) found ON true
     ORDER BY p.audit_index
 """
-_FIRST_KEPT: Final = "SELECT coalesce(min(audit_index), 1) FROM audit_entries"
 _APPEND_CORRUPTION: Final = "SELECT append_corruption($1, $2, $3, $4, $5, $6) AS is_new"
 
 
@@ -108,11 +104,7 @@ class PostgresRowHistory(RowHistory):
     @override
     async def read_entries(self, after_index: int, limit: int) -> Sequence[EntryState]:
         rows = await self._database.fetch(_ENTRIES, after_index, limit)
-        return [EntryState(row["audit_index"], _row_of(row), row["is_row_there"]) for row in rows]
-
-    @override
-    async def first_kept_index(self) -> int:
-        return int(await self._database.fetch_value(_FIRST_KEPT))
+        return [EntryState(row["audit_index"], _row_of(row), row["is_row_there"], row["is_blank"]) for row in rows]
 
 
 class PostgresCorruptionLog(CorruptionLog):
