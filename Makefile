@@ -100,8 +100,9 @@ $(SOFTHSM_STAMP): libs/testkit/get_softhsm.sh
 	@bash $< $(@D)
 	@touch $@
 
+# Two processes, each with whole files: fixtures of a file stay together, and two cores are kept busy.
 test: $(STAMP) $(NODE_STAMP) $(SOFTHSM_STAMP) ## Run every test.
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n 2 --dist loadfile
 
 demo: $(STAMP) ## Run the main job end to end, on an embedded stack.
 	@$(BIN)/python -m examples.demo

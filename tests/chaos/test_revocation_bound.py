@@ -37,6 +37,7 @@ from byok.type.v1 import account_pb2, operation_pb2
 from servicekit.clock import SystemClock
 from testkit.faulty_line import FaultyLine
 from testkit.faulty_port import FaultyPort
+from testkit.figures import show
 from testkit.settings import TestkitSettings
 from testkit.simulator.client import SimulatorControl
 from testkit.simulator.ledger import key_fingerprint
@@ -253,24 +254,18 @@ def milliseconds(figures: Sequence[float]) -> str:
     return "p50 {:8.1f}   p99 {:8.1f}   max {:8.1f} ms".format(*(figure * 1_000 for figure in at))
 
 
-def show(capsys: pytest.CaptureFixture[str], *lines: str) -> None:
-    """Print what was measured."""
-    with capsys.disabled():
-        print("\n".join(lines))  # noqa: T201 - the figures are what the test shows.
-
-
 def check(
-    capsys: pytest.CaptureFixture[str],
+    pytestconfig: pytest.Config,
     name: str,
     revoked: Sequence[Revoked],
     found: tuple[dict[str, list[float]], float],
 ) -> None:
-    """No call started after its revocation had returned; print what was measured."""
+    """No call started after its revocation had returned; show what was measured."""
     by_key, way_max = found
     last = [max(by_key[each.fingerprint]) - each.returned for each in revoked]
     show(
-        capsys,
-        f"\n\n{name}: {len(revoked)} keys",
+        pytestconfig,
+        f"{name}: {len(revoked)} keys",
         f"  until it returns               {milliseconds([each.returned - each.called for each in revoked])}",
         f"  last call, from its return     {milliseconds(last)}",
         f"  calls that arrived after it    {sum(each > 0 for each in last)}; slowest probe {way_max * 1e3:.1f} ms",
@@ -282,7 +277,7 @@ def check(
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("end", list(_ENDS))
 async def test_connected_no_call_starts_after_a_revocation_returned(
-    scene: Scene, probe: Probe, capsys: pytest.CaptureFixture[str], end: str
+    scene: Scene, probe: Probe, pytestconfig: pytest.Config, end: str
 ) -> None:
     """Both Routers hear of it, and once it has returned no call on the key starts."""
     wanted = _CONNECTED if end == "revoked" else _CONNECTED // 3
@@ -297,7 +292,7 @@ async def test_connected_no_call_starts_after_a_revocation_returned(
     while len(revoked) < wanted:
         await asyncio.gather(*(one() for _ in range(min(_AT_ONCE, wanted - len(revoked)))))
     found = await arrivals(scene, probe)
-    check(capsys, f"{end}, connected", revoked, found)
+    check(pytestconfig, f"{end}, connected", revoked, found)
     late = [max(found[0][each.fingerprint]) - each.returned for each in revoked]
     assert max(late) <= _CONNECTED_BOUND
 
@@ -306,7 +301,7 @@ async def test_connected_no_call_starts_after_a_revocation_returned(
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("cut", ["stream", "postgres"])
 async def test_cut_off_no_call_starts_later_than_the_bound(
-    scene: Scene, probe: Probe, capsys: pytest.CaptureFixture[str], cut: str
+    scene: Scene, probe: Probe, pytestconfig: pytest.Config, cut: str
 ) -> None:
     """The Router behind the silent line stops by itself, RevokeKey waits for that, and what comes late changes nothing.
 
@@ -328,10 +323,10 @@ async def test_cut_off_no_call_starts_later_than_the_bound(
         await asyncio.sleep(_LINGER)
         await asyncio.gather(*(each.load.stop() for each in customers))
     found = await arrivals(scene, probe)
-    check(capsys, f"revoked, {cut} silent", revoked, found)
+    check(pytestconfig, f"revoked, {cut} silent", revoked, found)
     by_key, way_max = found
     from_cut = [max(by_key[each.fingerprint]) - since for each, since in zip(revoked, cuts, strict=True)]
-    show(capsys, f"  last call, from the cut        {milliseconds(from_cut)}")
+    show(pytestconfig, f"  last call, from the cut        {milliseconds(from_cut)}")
     assert max(from_cut) <= _PARTITION_BOUND + way_max + _SLICE
     # The Router that was cut off did go on for a while: what is measured is the bound, not an outage.
     assert max(from_cut) > _CONNECTED_BOUND

@@ -30,6 +30,7 @@ from servicekit.wire import error_from_rpc
 from services.keyvault.tests.integration.bulk_keys import agent_of, keyring_of, load_keys, secret_of
 from services.keyvault.tests.integration.test_keyring_service import Administrator
 from services.keyvault.tests.integration.vault import RouterProcess, agent_item, new_id, refusal
+from testkit.figures import show
 from testkit.settings import TestkitSettings
 from testkit.stack.environment import target_of
 from testkit.stack.stack import Stack, StackOptions
@@ -234,7 +235,9 @@ async def _versions(dsn: str) -> dict[int, int]:
 
 
 @pytest.mark.timeout(1800)
-async def test_every_lease_is_right_while_keys_are_rotated_and_all_is_killed(tmp_path: Path) -> None:
+async def test_every_lease_is_right_while_keys_are_rotated_and_all_is_killed(
+    tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
     """No lease fails for it, the pass is proved complete, the old versions are destroyed, and every key is leased."""
     next_root = tmp_path / "next-root.key"
     next_root.write_text(secrets.token_hex(32))
@@ -275,13 +278,13 @@ async def test_every_lease_is_right_while_keys_are_rotated_and_all_is_killed(tmp
         under_load = fire.tally.leases
         for first in range(0, _KEYS, 128):
             await fire.lease(list(range(first, min(first + 128, _KEYS))))
-    _print(seed, fire.tally, under_load, _CLOCK.monotonic() - began)
+    show(pytestconfig, _table(seed, fire.tally, under_load, _CLOCK.monotonic() - began))
     assert fire.tally.wrong == []
     assert fire.tally.leases - under_load >= _KEYS
     assert under_load > _BATCH
 
 
-def _print(seed: int, tally: Tally, under_load: int, seconds: float) -> None:
+def _table(seed: int, tally: Tally, under_load: int, seconds: float) -> str:
     rows = {
         "seed": seed,
         "keys": _KEYS,
@@ -294,5 +297,4 @@ def _print(seed: int, tally: Tally, under_load: int, seconds: float) -> None:
         "wrong or failed leases": len(tally.wrong),
         "seconds": round(seconds),
     }
-    lines = [f"  {name:32} {value:>12,}\n" for name, value in rows.items()]
-    sys.stdout.write("\nrotation under fire\n" + "".join(lines))
+    return "\n".join(["rotation under fire", *(f"  {name:32} {value:>12,}" for name, value in rows.items())])

@@ -23,6 +23,7 @@ from byok.keyvault.v1 import key_service_pb2, key_service_pb2_grpc
 from byok.type.v1 import account_pb2
 from servicekit.channels import open_channel
 from servicekit.clock import SystemClock
+from testkit.figures import show
 from testkit.settings import TestkitSettings
 from testkit.stack.customer import Customer, Suite, new_request_id
 from testkit.stack.environment import target_of
@@ -167,7 +168,7 @@ async def test_a_replica_that_stands_still_freezes_nobody(stack: Stack, suite: S
 
 @pytest.mark.timeout(300)
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_busy_log_starves_nobody(stack: Stack, suite: Suite, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_busy_log_starves_nobody(stack: Stack, suite: Suite, pytestconfig: pytest.Config) -> None:
     """Authority changes as fast as this machine lets it: something is always under way, and contact holds."""
     made = 0
 
@@ -196,8 +197,7 @@ async def test_a_busy_log_starves_nobody(stack: Stack, suite: Suite, capsys: pyt
         rate = made / (_CLOCK.monotonic() - started)
         for each in binding:
             each.cancel()
-    with capsys.disabled():
-        print(f"\n\nauthority changes while contact held: {rate:.0f} a second")  # noqa: T201 - what was shown.
+    show(pytestconfig, f"authority changes while contact held: {rate:.0f} a second")
     assert made > 100
 
 

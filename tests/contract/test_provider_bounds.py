@@ -13,6 +13,7 @@ from router.domain.bounds import CallShape, token_bound
 from router.domain.errors import ProviderError
 from router.domain.pricing import PriceUnknownError, cost_of_usage
 from router.providers.price_book import GenaiPriceBook
+from testkit.figures import show
 from tests.contract.provider_expectations import expected_error
 from tests.contract.provider_recordings import CATALOGUE, PROVIDERS, Recording, folder, load, parse
 
@@ -27,14 +28,11 @@ VENDOR_RUN_MODELS = ("compound-beta", "groq/compound", "search-preview", "openro
 
 @pytest.fixture(scope="module")
 def table(request: pytest.FixtureRequest) -> Iterator[Counter[tuple[str, str]]]:
-    """Gather what was done with each recording, and print it when all are through."""
+    """Gather what was done with each recording, and show it when all are through."""
     rows: Counter[tuple[str, str]] = Counter()
     yield rows
-    capture = request.config.pluginmanager.getplugin("capturemanager")
-    with capture.global_and_fixture_disabled():
-        print(f"\n\nbounds and costs of {folder()}")  # noqa: T201 - the table is the test's report
-        for (provider, what), count in sorted(rows.items()):
-            print(f"  {provider:<12} {what:<64} {count:>5}")  # noqa: T201 - the table is what the test shows.
+    lines = [f"  {provider:<12} {what:<64} {count:>5}" for (provider, what), count in sorted(rows.items())]
+    show(request.config, f"bounds and costs of {folder()}", *lines)
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)

@@ -13,6 +13,7 @@ from catalogue.models import Dialect, EmbeddingFacts, ModelKind
 from router.domain.embeddings import EmbedCall
 from router.domain.errors import ProviderError
 from router.domain.routes import Route
+from testkit.figures import show
 from tests.contract.provider_expectations import CALLERS_TOOLS, embedding_of, expected_error, expected_of
 from tests.contract.provider_recordings import CODECS, OWN, PROVIDERS, Recording, folder, load, parse
 
@@ -24,14 +25,11 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def table(request: pytest.FixtureRequest) -> Iterator[Counter[tuple[str, str]]]:
-    """Gather what was done with each recording, and print it when all are through."""
+    """Gather what was done with each recording, and show it when all are through."""
     rows: Counter[tuple[str, str]] = Counter()
     yield rows
-    capture = request.config.pluginmanager.getplugin("capturemanager")
-    with capture.global_and_fixture_disabled():
-        print(f"\n\nrecordings of {folder()}")  # noqa: T201 - the table is the test's report
-        for (provider, what), count in sorted(rows.items()):
-            print(f"  {provider:<12} {what:<64} {count:>5}")  # noqa: T201 - the table is what the test shows.
+    lines = [f"  {provider:<12} {what:<64} {count:>5}" for (provider, what), count in sorted(rows.items())]
+    show(request.config, f"recordings of {folder()}", *lines)
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)

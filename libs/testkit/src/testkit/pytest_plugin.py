@@ -9,11 +9,14 @@ import tempfile
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
 import redis.asyncio
+from _pytest.terminal import TerminalReporter
 
+from testkit import figures
 from testkit.fake_clock import FakeClock
 from testkit.kms import EmbeddedKms
 from testkit.pki import ThrowawayCa
@@ -27,6 +30,22 @@ from testkit.stack.customer import Customer, Suite
 from testkit.stack.stack import Stack, StackOptions
 from testkit.vault.admin import VaultAdmin
 from testkit.vault.server import FakeVault
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand what a worker has to show to the process that prints."""
+    figures.send_to_controller(session.config)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take what a worker has to show. The hook is there in runs of several processes only."""
+    figures.take_from_worker(node.config, getattr(node, "workeroutput", {}))
+
+
+def pytest_terminal_summary(terminalreporter: TerminalReporter, config: pytest.Config) -> None:
+    """Print what was measured."""
+    figures.print_all(config, terminalreporter)
 
 
 @pytest.fixture(scope="session")
