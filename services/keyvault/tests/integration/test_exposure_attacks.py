@@ -31,7 +31,7 @@ async def _listed(vault: Vault, start: datetime, caller: str = "") -> tuple[dict
     request = exposure_service_pb2.ListExposedKeysRequest(caller=caller)
     request.start_time.FromDatetime(start)
     request.end_time.FromDatetime(SystemClock().now())
-    found = {}
+    found: dict[str, int] = {}
     try:
         async for answer in stub.ListExposedKeys(request):
             found |= {key.key.key_id: key.remedy for key in answer.keys}
