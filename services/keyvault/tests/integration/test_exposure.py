@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
-import pytest_asyncio
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.error_details_pb2 import BadRequest
 
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
 
     from byok.keyvault.v1 import provider_key_pb2
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
-
 NONE = exposure_service_pb2.EXPOSURE_REMEDY_NONE
 REPLACED = exposure_service_pb2.EXPOSURE_REMEDY_REPLACED
 REVOKED = exposure_service_pb2.EXPOSURE_REMEDY_REVOKED
@@ -66,37 +63,37 @@ async def new_key(vault: Vault) -> tuple[str, str, provider_key_pb2.ProviderKey]
     return owner_id, agent_id, key
 
 
-@pytest_asyncio.fixture(loop_scope="session")
-async def thief(shared_vault: Vault) -> AsyncIterator[tuple[str, RouterProcess]]:
+@pytest.fixture
+async def thief(vault: Vault) -> AsyncIterator[tuple[str, RouterProcess]]:
     """Return a Router with a certificate of its own, and the name that the log has for it."""
     caller = f"spiffe://byok.local/ns/{name('ns')}/sa/router"
-    tls = shared_vault.ca.issue("router", uri=caller)
-    async with open_channel(f"localhost:{shared_vault.port}", tls, server_name="localhost") as channel:
-        yield caller, RouterProcess(shared_vault, lease_service_pb2_grpc.LeaseServiceStub(channel))
+    tls = vault.ca.issue("router", uri=caller)
+    async with open_channel(f"localhost:{vault.port}", tls, server_name="localhost") as channel:
+        yield caller, RouterProcess(vault, lease_service_pb2_grpc.LeaseServiceStub(channel))
 
 
 async def test_what_a_stolen_router_leased_is_found_and_nothing_else(
-    shared_vault: Vault, thief: tuple[str, RouterProcess]
+    vault: Vault, thief: tuple[str, RouterProcess]
 ) -> None:
     """Keys that only others leased are not alarmed about; leases are counted."""
     caller, router = thief
     start = SystemClock().now()
-    _, agent_id, stolen = await new_key(shared_vault)
-    _, other_agent, other = await new_key(shared_vault)
+    _, agent_id, stolen = await new_key(vault)
+    _, other_agent, other = await new_key(vault)
     for _ in range(3):
         await router.acquire(agent_item(agent_id))
-    await (await shared_vault.router()).acquire(agent_item(other_agent))
-    found = await exposed(shared_vault, start, SystemClock().now(), caller)
+    await (await vault.router()).acquire(agent_item(other_agent))
+    found = await exposed(vault, start, SystemClock().now(), caller)
     assert set(found) == {stolen.key_id}
     assert (found[stolen.key_id].leases, found[stolen.key_id].remedy) == (3, NONE)
-    assert other.key_id in await exposed(shared_vault, start, SystemClock().now())
+    assert other.key_id in await exposed(vault, start, SystemClock().now())
 
 
-async def test_who_has_rotated_is_told_from_who_has_not(shared_vault: Vault) -> None:
+async def test_who_has_rotated_is_told_from_who_has_not(vault: Vault) -> None:
     """Replaced and revoked after the end are remedies; what was replaced during the breach is exposed as it is."""
     start = SystemClock().now()
-    made = [await new_key(shared_vault) for _ in range(4)]
-    keys = await shared_vault.keys()
+    made = [await new_key(vault) for _ in range(4)]
+    keys = await vault.keys()
 
     def replacement(owner_id: str, key_id: str) -> key_service_pb2.ReplaceKeySecretRequest:
         return key_service_pb2.ReplaceKeySecretRequest(
@@ -108,19 +105,19 @@ async def test_who_has_rotated_is_told_from_who_has_not(shared_vault: Vault) -> 
     await keys.ReplaceKeySecret(replacement(made[0][0], made[0][2].key_id))
     await keys.RevokeKey(revoke_request(made[1][2].key_id, acting_for=owner(made[1][0])))
     late = await keys.CreateKey(create_request(acting_for=owner(name("owner"))))
-    found = await exposed(shared_vault, start, end)
+    found = await exposed(vault, start, end)
     remedies = [found[key.key_id].remedy for _, _, key in made]
     assert remedies == [REPLACED, REVOKED, NONE, NONE]
     assert late.key.key_id not in found
 
 
-async def test_what_was_revoked_before_the_breach_is_not_exposed(shared_vault: Vault) -> None:
+async def test_what_was_revoked_before_the_breach_is_not_exposed(vault: Vault) -> None:
     """Nothing of its secret was stored any more."""
-    owner_id, _, key = await new_key(shared_vault)
-    await (await shared_vault.keys()).RevokeKey(revoke_request(key.key_id, acting_for=owner(owner_id)))
+    owner_id, _, key = await new_key(vault)
+    await (await vault.keys()).RevokeKey(revoke_request(key.key_id, acting_for=owner(owner_id)))
     start = SystemClock().now()
-    await new_key(shared_vault)
-    assert key.key_id not in await exposed(shared_vault, start, SystemClock().now())
+    await new_key(vault)
+    assert key.key_id not in await exposed(vault, start, SystemClock().now())
 
 
 @pytest.mark.parametrize(
@@ -131,11 +128,11 @@ async def test_what_was_revoked_before_the_breach_is_not_exposed(shared_vault: V
     ],
 )
 async def test_an_interval_that_does_not_fit_is_refused(
-    shared_vault: Vault, start: timedelta, end: timedelta, reason: str
+    vault: Vault, start: timedelta, end: timedelta, reason: str
 ) -> None:
     """With the field named."""
     now = SystemClock().now()
-    error = await refusal(exposed(shared_vault, now + start, now + end))
+    error = await refusal(exposed(vault, now + start, now + end))
     assert error.code == grpc.StatusCode.INVALID_ARGUMENT
     bad = BadRequest()
     assert any(detail.Unpack(bad) for detail in error.details)
